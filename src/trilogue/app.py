@@ -1,0 +1,383 @@
+"""What a program holds: publish on one side, handlers on the other, a URL in between.
+
+app = App("sqlite:///video.db")
+@app.on
+async def badge(e: Watched) -> BadgeWon | None: ...
+
+async with app:            publish, history, db          (a web process)
+async with app.running():  the same, and handlers run    (a test, a script)
+await app.run()            until SIGTERM                 (`trilogue run module:app`)
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
+from typing import Any, Literal, ParamSpec, TypeVar, overload
+
+from trilogue import codec
+from trilogue.durations import Duration, microseconds, seconds
+from trilogue.errors import BadOption, OrphanedGroup, TimedOut, TwiceNamed, UnknownEvent
+from trilogue.events import Envelope, Receipt, Record, now_us
+from trilogue.handlers import Subscription, subscription
+from trilogue.ports import Db, Query, SeekTo, Store
+from trilogue.retry import Retry
+from trilogue.runner import Runner, cause
+from trilogue.stores import open_store
+from trilogue.sync import SyncApp
+from trilogue.watch import LoopWatch, watch_progress
+
+PUBLISH_RECORDS = 1_000
+HISTORY_PAGE = 1_000
+THREADS = 32
+GRACE = "10s"
+
+P = ParamSpec("P")
+R = TypeVar("R")
+Setup = Callable[[Db], object]
+log = logging.getLogger("trilogue")
+
+
+class Router:
+    """A bundle of subscriptions, to be included in an App, so that services need not import the app.
+
+    >>> router = Router()
+    """
+
+    def __init__(self) -> None:
+        self.handlers: list[tuple[Callable[..., Any], str | None, dict[str, Any]]] = []
+        self.setups: list[Setup] = []
+
+    @overload
+    def on(self, handler: Callable[P, R], /) -> Callable[P, R]: ...
+
+    @overload
+    def on(
+        self,
+        pattern: str | None = None,
+        /,
+        *,
+        group: str | None = None,
+        order: Literal["key"] | None = "key",
+        retry: Retry | None = None,
+        concurrency: int = 16,
+        timeout: Duration | None = None,
+        on_dead: Literal["skip", "park"] = "skip",
+        batch: int | None = None,
+        start: Literal["now", "beginning"] = "now",
+        reset: Callable[[Db], None] | None = None,
+        db_limit: Duration = "250ms",
+    ) -> Callable[[Callable[P, R]], Callable[P, R]]: ...
+
+    def on(self, handler_or_pattern: Any = None, /, **options: Any) -> Any:
+        """Subscribe a function to the events its first parameter is annotated with; returns it untouched.
+
+        pattern: an AMQP pattern; with an annotation their intersection, alone it hands over the Record.
+        group: its name in production; `module.function` if not given.
+        order: "key": one at a time per key, in order; None: any order.
+        retry: how often and after which waits; then a dead letter. on_dead: "park" keeps the key waiting behind it.
+        concurrency: how many keys at once (1 to 1,000). timeout: of one call of an async handler.
+        batch: most events of one call, for a handler of list[...].
+        start: where a new group begins. reset: empties what it wrote through `db`, before a replay in place.
+        db_limit: how long the SQL of one call with `db` may take.
+        Raises a WiringError when the App is opened.
+        """
+        if callable(handler_or_pattern):
+            self.handlers.append((handler_or_pattern, None, options))
+            return handler_or_pattern
+
+        def register(handler: Callable[P, R]) -> Callable[P, R]:
+            self.handlers.append((handler, handler_or_pattern, options))
+            return handler
+
+        return register
+
+    def setup(self, create: Setup) -> Setup:
+        """Run a function with the database at every start, in one transaction: `create table if not exists …`."""
+        self.setups.append(create)
+        return create
+
+    def include(self, *routers: "Router") -> None:
+        """Take over everything these routers hold."""
+        for router in routers:
+            self.handlers += router.handlers
+            self.setups += router.setups
+
+
+class App(Router):
+    """One program on one log.
+
+    url: memory:// or sqlite:///file.db. name: tells its groups and the source of its events from another program's.
+
+    >>> app = App("memory://")
+    """
+
+    def __init__(self, url: str = "sqlite:///trilogue.db", *, name: str = "trilogue") -> None:
+        super().__init__()
+        self.name = name
+        self.store: Store = open_store(url)
+        self._opened = 0
+        self._subscriptions: list[Subscription] = []
+
+    @property
+    def subscriptions(self) -> Sequence[Subscription]:
+        """What is subscribed, as read from the handlers' signatures; raises a WiringError naming the first mistake."""
+        if len(self._subscriptions) != len(self.handlers):
+            subs = [
+                subscription(handler, pattern, app=self.name, **options) for handler, pattern, options in self.handlers
+            ]
+            for n, sub in enumerate(subs):
+                if any(sub.group.name == other.group.name for other in subs[:n]):
+                    raise TwiceNamed(f"two handlers are group {sub.group.name!r}: give each its own name with group=")
+            self._subscriptions = subs
+        return self._subscriptions
+
+    # ── opening, running ─────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def __aenter__(self) -> "App":
+        if not self._opened:
+            _ = self.subscriptions
+            await self.store.open()
+            if self.setups:
+                await self.store.transact(self._set_up)
+        self._opened += 1
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._opened -= 1
+        if not self._opened:
+            await self.store.close()
+
+    def _set_up(self, db: Db) -> None:
+        for create in dict.fromkeys(self.setups):
+            create(db)
+
+    @contextlib.asynccontextmanager
+    async def running(self, *, grace: Duration = GRACE) -> "AsyncIterator[App]":
+        """Open and run the handlers in the background until the block ends.
+
+        grace: how long handlers may finish after that. Raises OrphanedGroup.
+        """
+        async with self:
+            await self._refuse_orphans()
+            await self.store.bind([sub.group for sub in self.subscriptions])
+            threads = ThreadPoolExecutor(THREADS, thread_name_prefix="trilogue handler")
+            runners = [Runner(self.store, sub, threads, self.name) for sub in self.subscriptions]
+            loop_watch = LoopWatch(runners)
+            progress = asyncio.create_task(watch_progress(self.store, runners))
+            for runner in runners:
+                runner.start()
+            try:
+                yield self
+            finally:
+                progress.cancel()
+                await asyncio.gather(*(runner.stop(seconds(grace)) for runner in runners))
+                loop_watch.stop()
+                threads.shutdown(wait=False, cancel_futures=True)
+
+    async def _refuse_orphans(self) -> None:
+        ours = {sub.group.name for sub in self.subscriptions}
+        for group in (await self.store.status()).groups:
+            if group.app == self.name and group.name not in ours and group.lag and not group.workers:
+                raise OrphanedGroup(
+                    f"group {group.name!r} has {group.lag} records waiting and no handler in this program: give its handler "
+                    f"group={group.name!r} again, or forget it with `trilogue groups drop {group.name}`; if another program reads "
+                    "with it, tell the two apart by App(name=...)"
+                )
+
+    async def run(self, *, grace: Duration = GRACE) -> None:
+        """Run until SIGTERM or SIGINT: finish what has begun, settle, return. A second signal ends the process at once."""
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+
+        def on_signal(number: int) -> None:
+            if stop.is_set():
+                os._exit(128 + number)
+            stop.set()
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, on_signal, number)
+        try:
+            async with self.running(grace=grace):
+                await stop.wait()
+        finally:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.remove_signal_handler(number)
+
+    # ── publishing ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def envelope(self, event: object, *, id: str | None = None, time_us: int | None = None) -> Envelope:
+        """The event as it would travel; inside a handler its cause is the record being handled.
+
+        id: decides what counts as a repetition. time_us: when it happened, in microseconds; now if not given.
+        Raises UnknownEvent, BadOption.
+        """
+        if isinstance(event, Envelope):
+            return event
+        return codec.envelope(event, id=id, time_us=time_us, source=self.name, cause=cause.get())
+
+    async def publish(
+        self,
+        event: object,
+        *,
+        id: str | None = None,
+        time: datetime | None = None,
+        delay: Duration | None = None,
+        at: datetime | None = None,
+    ) -> Receipt:
+        """Put an event (or Envelope) on the log; durable when it returns.
+
+        id: repeating a publish with the same id adds nothing. time: when it happened; now if not given.
+        delay, at: enter the log then and not now; cancel() with the receipt prevents it.
+        Raises Rejected, StorageFull, Conflict (id stored with other content), OutcomeUnknown (repeat it with the same id).
+        """
+        envelope = self.envelope(event, id=id, time_us=None if time is None else _us(time, "time"))
+        due_us = _due(delay, at)
+        if due_us is not None:
+            await self.store.schedule([envelope], due_us)
+            return Receipt(envelope.id, None, self.store.durability, due_us)
+        positions = await self.store.append([envelope])
+        return Receipt(envelope.id, positions[0], self.store.durability)
+
+    async def publish_many(self, events: Sequence[object]) -> list[Receipt]:
+        """Publish in order, up to 1,000 in one transaction; each thousand is stored whole or not at all.
+
+        events: events or Envelopes. Raises as publish(); what was stored before stays, and repeating it adds nothing if the
+        Envelopes carry their ids.
+        """
+        receipts: list[Receipt] = []
+        durability = self.store.durability
+        for start in range(0, len(events), PUBLISH_RECORDS):
+            envelopes = [self.envelope(event) for event in events[start : start + PUBLISH_RECORDS]]
+            positions = await self.store.append(envelopes)
+            receipts += [Receipt(e.id, position, durability) for e, position in zip(envelopes, positions, strict=True)]
+        return receipts
+
+    async def cancel(self, receipt: Receipt) -> bool:
+        """Prevent a delayed event; False if it has entered the log already or never was delayed."""
+        return await self.store.cancel(receipt.id)
+
+    # ── reading ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def history(
+        self,
+        *,
+        key: str | None = None,
+        stream: str | None = None,
+        types: str | Sequence[str] = "#",
+        after: int = 0,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        reverse: bool = False,
+        limit: int | None = None,
+    ) -> AsyncIterator[Record]:
+        """Records in order of position, a page at a time, to the end of the log as it is.
+
+        key, stream: of one only. types: AMQP patterns. after: a position. since, until: recorded time. reverse: newest first.
+        """
+        query = Query(
+            types=(types,) if isinstance(types, str) else tuple(types),
+            key=key,
+            stream=stream,
+            after=after,
+            since_us=None if since is None else _us(since, "since"),
+            until_us=None if until is None else _us(until, "until"),
+            reverse=reverse,
+        )
+        left = limit
+        while left is None or left > 0:
+            page = await self.store.read(_page(query, HISTORY_PAGE if left is None else min(left, HISTORY_PAGE)))
+            for record in page:
+                yield record
+            if not page:
+                return
+            left = None if left is None else left - len(page)
+            last = page[-1].position
+            query = _page(query, HISTORY_PAGE, before=last) if reverse else _page(query, HISTORY_PAGE, after=last)
+
+    def decode(self, record: Envelope) -> Any:
+        """The typed event in a record, by the classes this app's handlers are annotated with.
+
+        Raises UnknownEvent, DecodeError.
+        """
+        for sub in self.subscriptions:
+            if record.type in sub.coders:
+                return sub.coders[record.type].decode(record.data)
+        raise UnknownEvent(f"no handler of this app is annotated with a class for {record.type!r}")
+
+    async def db(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """Read the tables that handlers write: one statement, all its rows, within 30 s.
+
+        Raises TimedOut, BadOption (anything that is not reading).
+        """
+        return await self.store.query(sql, values)
+
+    async def wait_for(self, receipt: Receipt, group: str, *, timeout: Duration = "10s") -> None:
+        """Return when a group has finished the published event: what it wrote can be read now.
+
+        Raises TimedOut, HandlerFailed (it is a dead letter), UnknownEvent (the group does not read this type).
+        """
+        if receipt.position is None:
+            raise BadOption("this event is delayed: it can be waited for once it is on the log")
+        left = microseconds(timeout) + now_us()
+        while not await self.store.handled(group, receipt.position):
+            if now_us() > left:
+                raise TimedOut(f"group {group!r} has not finished position {receipt.position} within {timeout}")
+            await self.store.changed(0.1)
+
+    async def wait_idle(self, *, timeout: Duration | None = None) -> None:
+        """Return when every group of this app has nothing left to do; dead and parked records do not count.
+
+        Raises TimedOut.
+        """
+        names = [sub.group.name for sub in self.subscriptions]
+        until = None if timeout is None else now_us() + microseconds(timeout)
+        while not await self.store.idle(names):
+            if until is not None and now_us() > until:
+                raise TimedOut(f"the groups of this app still have work after {timeout}")
+            await self.store.changed(0.05)
+
+    async def replay(self, group: str, to: SeekTo, *, into: str | None = None, emits: bool = False) -> int:
+        """Let a group of this app read again; returns the position after which it starts.
+
+        to: where. into: leave the group alone and make a new one that starts there. emits: also publish again what its handler
+        returns. In place, a group that writes through `db` is emptied by its reset hook first. Raises Unsupported, UnknownEvent.
+        """
+        reset = next((sub.reset for sub in self.subscriptions if sub.group.name == group), None)
+        return await self.store.seek(group, to, into=into, emits=emits, reset=reset)
+
+    def sync(self) -> SyncApp:
+        """The same for programs without an event loop: `with app.sync() as bus: bus.publish(...)`."""
+        return SyncApp(self)
+
+
+def _page(query: Query, limit: int, *, after: int | None = None, before: int | None = None) -> Query:
+    return Query(
+        query.types,
+        query.key,
+        query.stream,
+        query.after if after is None else after,
+        query.before if before is None else before,
+        query.since_us,
+        query.until_us,
+        query.reverse,
+        limit,
+    )
+
+
+def _us(moment: datetime, name: str) -> int:
+    if moment.tzinfo is None:
+        raise BadOption(f"{name}={moment} has no time zone: write datetime(..., tzinfo=UTC)")
+    return round(moment.timestamp() * 1_000_000)
+
+
+def _due(delay: Duration | None, at: datetime | None) -> int | None:
+    if delay is not None and at is not None:
+        raise BadOption("delay= and at= say the same thing: give one of them")
+    if delay is not None:
+        return now_us() + microseconds(delay)
+    return None if at is None else _us(at, "at")

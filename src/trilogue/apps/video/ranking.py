@@ -1,0 +1,55 @@
+"""Ranking Service: what is watched most, of all time and at the moment.
+
+    all time   watches
+    trending   the sum of 2^(-age / 3 days) over all watches of a title
+
+Ages change with the clock, but sums do not have to: 2^(-(now - t) / h) = 2^(t / h) / 2^(now / h), and the divisor is the same for
+all titles. So a title keeps log2 of the sum of 2^(t / h), its heat; nothing is ever rescaled, late watches fit in, and
+2^(heat - now / h) is its trend.
+"""
+
+from math import log2
+
+from trilogue import Db, Router
+from trilogue.apps.video.events import WatchStarted
+
+HALF_LIFE_US = 3 * 86_400_000_000
+
+router = Router()
+
+
+@router.setup
+def tables(db: Db) -> None:
+    """The read model, and which watches are in it."""
+    db.execute("create table if not exists ranking_handled (watch text primary key) without rowid")
+    db.execute("create table if not exists ranking_titles (video text primary key, title text, watches integer, heat real)")
+
+
+def reset(db: Db) -> None:
+    """Forget everything, before a replay."""
+    db.execute("delete from ranking_handled")
+    db.execute("delete from ranking_titles")
+
+
+# No order asked for: sums do not care.
+@router.on(group="ranking", order=None, batch=500, start="beginning", reset=reset)
+def rank(watches: list[WatchStarted], db: Db) -> None:
+    """Add each watch to its title."""
+    db.executemany("insert into ranking_handled (watch) values (?)", [(w.session,) for w in watches])
+    titles: dict[str, tuple[str, int, float]] = {}
+    for watch in watches:
+        _, seen, heat = titles.get(watch.video) or _load(db, watch.video)
+        titles[watch.video] = watch.title, seen + 1, log2_sum(heat, watch.watched_us / HALF_LIFE_US)
+    db.executemany("insert or replace into ranking_titles values (?, ?, ?, ?)", [(video, *row) for video, row in titles.items()])
+
+
+def _load(db: Db, video: str) -> tuple[str, int, float]:
+    for title, watches, heat in db.execute("select title, watches, heat from ranking_titles where video = ?", (video,)):
+        return title, watches, heat
+    return "", 0, float("-inf")
+
+
+def log2_sum(a: float, b: float) -> float:
+    """log2(2^a + 2^b) without leaving the range of a float."""
+    high, low = max(a, b), min(a, b)
+    return high + log2(1 + 2 ** (low - high))

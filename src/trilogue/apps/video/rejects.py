@@ -1,0 +1,39 @@
+"""Rows that were no watches: counted, and written down with line number and reason.
+
+    file,line,reason,text
+    ratings.csv,17,time '-3' is negative,"1,50,4.0,-3"
+"""
+
+import csv
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+TEXT_CHARS = 1_000
+
+
+class Rejects:
+    """Where bad rows go; the file is made with the first of them.
+
+    path: the file, replaced if it exists.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.count = 0
+        self._file: Any = None
+
+    def add(self, file: str, line: int, reason: str, text: str) -> None:
+        """Write down one bad row, cut after 1,000 characters. line: from 1."""
+        if self._file is None:
+            self._file = self.path.open("w", encoding="utf-8", errors="backslashreplace", newline="")
+            csv.writer(self._file).writerow(("file", "line", "reason", "text"))
+        self.count += 1
+        csv.writer(self._file).writerow((file, line, reason, text[:TEXT_CHARS]))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self._file is not None:
+            self._file.close()

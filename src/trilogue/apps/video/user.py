@@ -1,0 +1,63 @@
+"""User Service: a user's taste, as genres whose weight fades.
+
+    watch ──> user_tastes: user | Drama 3.2, Comedy 0.9 | as of
+              every genre of a watch counts 1; half of it is left after 30 days
+
+One row per user, bounded by the number of genres.
+"""
+
+from collections.abc import Iterable
+
+import msgspec
+
+from trilogue import Db, Router
+from trilogue.apps.video.events import WatchStarted
+
+HALF_LIFE_US = 30 * 86_400_000_000
+FADED = 0.001
+
+router = Router()
+
+
+@router.setup
+def tables(db: Db) -> None:
+    """The read model, and which watches are in it."""
+    db.execute("create table if not exists user_handled (watch text primary key) without rowid")
+    db.execute(
+        "create table if not exists user_tastes (user text primary key, genres text not null, as_of_us integer not null)"
+    )
+
+
+def reset(db: Db) -> None:
+    """Forget everything, before a replay."""
+    db.execute("delete from user_handled")
+    db.execute("delete from user_tastes")
+
+
+@router.on(group="user", batch=500, start="beginning", reset=reset)
+def update_taste(watches: list[WatchStarted], db: Db) -> None:
+    """Add the genres of each watch to its user's taste."""
+    # A plain insert: a watch counted twice would fail here, loudly.
+    db.executemany("insert into user_handled (watch) values (?)", [(w.session,) for w in watches])
+    tastes: dict[str, tuple[dict[str, float], int]] = {}
+    for watch in watches:
+        weights, as_of_us = tastes.get(watch.user) or load(db, watch.user)
+        now_us = max(watch.watched_us, as_of_us)
+        tastes[watch.user] = _added(weights, watch.genres, now_us - as_of_us), now_us
+    db.executemany(
+        "insert into user_tastes values (?, ?, ?) on conflict do update set genres = excluded.genres, as_of_us = excluded.as_of_us",
+        [(user, msgspec.json.encode(weights).decode(), us) for user, (weights, us) in tastes.items()],
+    )
+
+
+def load(db: Db, user: str) -> tuple[dict[str, float], int]:
+    """A user's weight per genre, and as of when (microseconds since 1970)."""
+    for genres, as_of_us in db.execute("select genres, as_of_us from user_tastes where user = ?", (user,)):
+        return msgspec.json.decode(genres, type=dict[str, float]), as_of_us
+    return {}, 0
+
+
+def _added(weights: dict[str, float], genres: Iterable[str], elapsed_us: int) -> dict[str, float]:
+    left = 0.5 ** (elapsed_us / HALF_LIFE_US)
+    faded = {genre: round(weight * left, 4) for genre, weight in weights.items() if weight * left > FADED}
+    return faded | {genre: faded.get(genre, 0.0) + 1.0 for genre in genres}

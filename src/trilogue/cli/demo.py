@@ -1,0 +1,34 @@
+"""`demo video` and `demo queue`: the video platform, one watch reaching six services.
+
+    demo video                                          a generated sample; analytics fails 30 % of the time
+    demo video --input ml-latest-small --report json    a MovieLens folder
+    demo video --input - --columns user=u,video=v,time=at --down badge --fail ranking=0.1
+    demo queue                                          three watches, who was told
+"""
+
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+from cyclopts.validators import Number
+
+Report = Annotated[Literal["text", "json"], Parameter(help="For people or for programs.", show_default=True)]
+
+
+async def video(
+    *,
+    input: Annotated[str | None, Parameter(help="A watch log: MovieLens folder, CSV, TSV, JSON Lines, or - (stdin).")] = None,
+    columns: Annotated[str | None, Parameter(help="What its columns are called, as user=u,video=v,time=at.")] = None,
+    limit: Annotated[int | None, Parameter(validator=Number(gte=1), help="Only the first so many watches.")] = None,
+    speed: Annotated[str, Parameter(help="max, or how many times as fast as recorded: 60x.", show_default=True)] = "max",
+    fail: Annotated[tuple[str, ...], Parameter(help="SERVICE=RATE: fails so often. Default: analytics=0.3.")] = (),
+    down: Annotated[tuple[str, ...], Parameter(help="A service that is down until all the others are done.")] = (),
+    db: Annotated[str | None, Parameter(help="Keep the log in this file; running again goes on where it ended.")] = None,
+    report: Report = "text",
+    chain_sample: Annotated[int, Parameter(validator=Number(gte=0, lte=1_000), help="How many watches also go through the synchronous chain.", show_default=True)] = 20,
+    seed: Annotated[int, Parameter(help="Of the generated sample and of what fails.")] = 1,
+) -> None:
+    """Feed a watch log to six services, one of which keeps failing, and report what became of every watch."""
+
+
+async def queue(*, report: Report = "text") -> None:
+    """Publish three watches, and show who was told although analytics fails."""

@@ -1,0 +1,88 @@
+"""Which log a command works on, and which of its groups: the part all commands share.
+
+    --url sqlite:///video.db   or   TRILOGUE_URL   or   sqlite:///trilogue.db
+"""
+
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from trilogue.errors import Unavailable, UnknownEvent, Unsupported
+from trilogue.ports import Feature, GroupStatus, Query, Status, Store
+from trilogue.stores import open_store
+from trilogue.stores.store import SqlStore
+
+DEFAULT_URL = "sqlite:///trilogue.db"
+
+Json = Annotated[bool, Parameter(name="--json", help="Print JSON for programs.")]
+GroupName = Annotated[str | None, Parameter(name="--group", help="Only this group.")]
+_URL = Parameter(env_var="TRILOGUE_URL", help="Where the log is.", show_default=True)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Log:
+    """Where the log is."""
+
+    url: Annotated[str, _URL] = DEFAULT_URL
+
+
+DEFAULT_LOG = Log()
+
+
+@asynccontextmanager
+async def opened(log: Log, *, create: bool = False) -> AsyncIterator[Store]:
+    """The Store behind the URL, open while the block runs.
+
+    create: whether a file that is not there is made; otherwise Unavailable is raised and nothing is left behind.
+    """
+    store = open_store(log.url)
+    _check_reachable(store, create)
+    await store.open()
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+def _check_reachable(store: Store, create: bool) -> None:
+    if Feature.SHARED not in store.features:
+        raise Unsupported(f"{store.url} lives inside one process and cannot be reached from another: use sqlite:///FILE")
+    if not create and isinstance(store, SqlStore) and not Path(store.path).exists():
+        where = "publish something, or say where it is with --url or TRILOGUE_URL"
+        raise Unavailable(f"there is no log at {store.path}: {where}")
+
+
+def near(name: str, names: Iterable[str], *, likeness: float = 0.6) -> str:
+    """` did you mean 'x'?` for the nearest of the names, or nothing. likeness: how near it must be, up to 1.
+
+    >>> near("analitics", ["analytics", "badge"])
+    " did you mean 'analytics'?"
+    """
+    # Lower case on both sides: a wrong capital is the nearest mistake of all.
+    lowered = {each.lower(): each for each in names}
+    found = get_close_matches(name.lower(), lowered, n=1, cutoff=likeness)
+    return f" did you mean {lowered[found[0]]!r}?" if found else ""
+
+
+async def type_question(store: Store, type: str) -> str | None:
+    """None for a type the log has; otherwise ` did you mean 'x'?` for a near one that it has, or nothing."""
+    # The newest record of a type is found at once, or there is none at all; status() would count every group's lag.
+    if await store.read(Query(types=(type,), reverse=True, limit=1)):
+        return None
+    return near(type, (await store.status()).types, likeness=0.8)
+
+
+def group_status(status: Status, name: str) -> GroupStatus:
+    """The group of that name; raises UnknownEvent with the nearest name and those there are."""
+    for group in status.groups:
+        if group.name == name:
+            return group
+    names = [group.name for group in status.groups]
+    known = f"known: {', '.join(names)}" if names else "the log has no groups yet"
+    raise UnknownEvent(f"group {name!r} is not on {status.url}:{near(name, names)} {known}")

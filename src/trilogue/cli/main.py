@@ -1,0 +1,120 @@
+"""`trilogue`: the commands, and what becomes of their errors.
+
+    0    done
+    1    the operation failed: the log is in trouble, or has no such thing
+    2    usage: an option, a name, a URL or a program is wrong; nothing has happened
+    130  Ctrl-C            141  the reader of our output went away (`trilogue tail | head`)
+
+Every error is one sentence on standard error. `--debug` or TRILOGUE_DEBUG=1 shows the traceback.
+"""
+
+import asyncio
+import importlib.metadata
+import inspect
+import io
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Annotated
+
+from cyclopts import App, CycloptsError, Parameter, UnknownCommandError
+
+from trilogue.cli import act, demo, publish, run, show
+from trilogue.cli.output import flush, note, redacted, safe
+from trilogue.errors import TrilogueError, WiringError
+
+OK, FAILED, USAGE, INTERRUPTED, PIPE_CLOSED = 0, 1, 2, 130, 141
+
+cli = App(
+    name="trilogue",
+    help="One log, read three ways: message queue, event stream, event store.",
+    version=lambda: importlib.metadata.version("trilogue"),
+    default_parameter=Parameter(negative=(), show_default=False),
+    result_action="return_value",
+    suppress_keyboard_interrupt=False,
+)
+dead = App(name="dead", help="List, show, redrive or drop the records that groups gave up on.")
+videos = App(name="demo", help="One event reaches six services: the video platform, on generated or real data.")
+
+cli.command(run.run)
+cli.command(videos)
+cli.command(publish.publish)
+cli.command(show.tail)
+cli.command(show.status)
+cli.command(dead)
+cli.command(act.replay)
+dead.command(show.dead_list, name="list")
+dead.command(show.dead_show, name="show")
+dead.command(act.dead_redrive, name="redrive")
+dead.command(act.dead_drop, name="drop")
+videos.command(demo.video)
+videos.command(demo.queue)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code. argv: without the program's name; that of the process if not given."""
+    _write_anything()
+    tokens = list(sys.argv[1:] if argv is None else argv)
+    debug = os.environ.get("TRILOGUE_DEBUG", "0") not in ("", "0") or "--debug" in tokens
+    try:
+        code = cli.meta(tokens, exit_on_error=False, print_error=False, verbose=False)
+        flush()
+    except (Exception, KeyboardInterrupt) as error:
+        if debug and isinstance(error, Exception):
+            traceback.print_exc()
+        return _explained(error)
+    return code if isinstance(code, int) else OK
+
+
+@cli.meta.default
+def _launch(
+    *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
+    debug: Annotated[bool, Parameter(help="Show the traceback of an error (also TRILOGUE_DEBUG=1).")] = False,
+) -> object:
+    command, bound, _ = cli.parse_args(tokens, exit_on_error=False, print_error=False, verbose=False)
+    result = command(*bound.args, **bound.kwargs)
+    if inspect.iscoroutine(result):
+        return asyncio.run(result)
+    # Without a command there is nothing to do: the help it printed is the answer to a mistake.
+    return OK if {"--help", "-h", "--version"} & set(tokens) else USAGE
+
+
+def _write_anything() -> None:
+    """Have characters that the locale lacks written as escapes instead of failing."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _explained(error: BaseException) -> int:
+    """Say what went wrong, in one sentence where there is something to say; the exit code."""
+    match error:
+        case KeyboardInterrupt():
+            return INTERRUPTED
+        case BrokenPipeError():
+            _drop_output()
+            return PIPE_CLOSED
+        case CycloptsError():
+            sentence = _usage(error)
+        case TrilogueError() | OSError():
+            sentence = str(error)
+        case _:
+            sentence = f"{type(error).__name__}: {error} (a defect: --debug shows where)"
+    note(f"error: {safe(redacted(sentence))}")
+    return USAGE if isinstance(error, (CycloptsError, WiringError)) else FAILED
+
+
+def _usage(error: CycloptsError) -> str:
+    tokens = error.unused_tokens
+    if isinstance(error, UnknownCommandError) and tokens and tokens[0].startswith("-"):
+        return f"Option {tokens[0]} stands before the command: write `trilogue COMMAND {tokens[0]} …`, see --help."
+    command = " ".join(("trilogue", *(error.command_chain or ())))
+    return f"{error} See `{command} --help`."
+
+
+def _drop_output() -> None:
+    # What is still buffered would fail again when the interpreter flushes it on its way out.
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

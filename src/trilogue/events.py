@@ -1,0 +1,296 @@
+"""The nouns: an event before, on and after the log.
+
+    Envelope    an event as it travels: CloudEvents 1.0 attributes, key, encoded data
+    Record      an Envelope the log accepted: + position, recorded time; + stream and version where appended to a stream
+    Delivery    a Record lent to one worker: + group, attempt, lease
+    Settlement  the answer to a Delivery: done | retry | dead | release, + the Envelopes it emits
+    Receipt     the answer to a publish: where it stands and what it survives
+
+All times are microseconds since 1970 in UTC (`…_us`); properties give them as datetimes.
+"""
+
+import operator
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+import msgspec
+
+from trilogue.errors import BadOption, UnknownEvent
+from trilogue.patterns import check_type
+
+if TYPE_CHECKING:
+    from trilogue.ports import Db
+
+T = TypeVar("T")
+KEY_CHARS = 512
+_MARK = "__trilogue_event__"
+
+
+# ── event classes ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class EventType:
+    """What @event says of a class: the stored name, which field is the key, the schema version, the topic."""
+
+    name: str
+    key: str | None
+    version: int
+    topic: str | None
+
+
+def event(
+    name: str, *, key: str | None = None, version: int = 1, topic: str | None = None
+) -> Callable[[type[T]], type[T]]:
+    """Declare a dataclass, msgspec Struct or pydantic model to be an event.
+
+    name: the stored type, as "video.watched"; never changes, the class may move and be renamed freely.
+    key: the field whose value orders deliveries; None: any order.
+    version: the schema version, from 1.
+    topic: the Kafka topic; None: the first word of the name.
+    Raises BadPattern for a name that cannot be a type, BadOption for a version below 1.
+
+    >>> @event("video.watched", key="user")
+    ... @dataclass(frozen=True)
+    ... class Watched:
+    ...     user: str
+    ...     video: str
+    """
+    check_type(name)
+    if version < 1:
+        raise BadOption(f"version of event {name!r} is {version}: expected 1 or more")
+    mark = EventType(name, key, version, topic)
+
+    def declare(cls: type[T]) -> type[T]:
+        # A mark on the class and not a registry of classes: @dataclass(slots=True) makes a second class after us, and the
+        # mark is copied to it, so that whichever class the program holds is the right one.
+        setattr(cls, _MARK, mark)
+        return cls
+
+    return declare
+
+
+def event_type(cls: type) -> EventType:
+    """What @event said of this class; raises UnknownEvent if it said nothing (a base class's mark does not count)."""
+    mark = vars(cls).get(_MARK)
+    if isinstance(mark, EventType):
+        return mark
+    raise UnknownEvent(f"{cls.__qualname__} is not an event: put @event('some.type') above the class")
+
+
+def is_event(cls: Any) -> bool:
+    """Whether this is a class with @event."""
+    return isinstance(cls, type) and _MARK in vars(cls)
+
+
+def key_reader(cls: type) -> Callable[[object], str | None]:
+    """A function that reads the key of an event of this class; raises UnknownEvent if the key names no field."""
+    mark = event_type(cls)
+    if mark.key is None:
+        return lambda _: None
+    fields = _fields(cls)
+    if mark.key not in fields:
+        raise UnknownEvent(
+            f"event {mark.name!r}: key {mark.key!r} is no field of {cls.__qualname__}, which has {sorted(fields)}"
+        )
+    read = operator.attrgetter(mark.key)
+    return lambda e: value if isinstance(value := read(e), str) or value is None else str(value)
+
+
+def _fields(cls: type) -> set[str]:
+    names: set[str] = set()
+    for base in cls.__mro__:
+        names.update(vars(base).get("__annotations__", ()))
+    return names
+
+
+# ── identities ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def now_us() -> int:
+    """The wall clock, in microseconds."""
+    return time.time_ns() // 1_000
+
+
+_last_id = 0
+
+
+def new_id() -> str:
+    """A new UUID of version 7 (RFC 9562): 48 bits of time and a counter in front, so that a process's ids only ever grow."""
+    global _last_id
+    _last_id = max(_last_id + 1, time.time_ns() // 1_000_000 << 12)
+    return _uuid(
+        (_last_id >> 12 << 80) | (0x7 << 76) | ((_last_id & 0xFFF) << 64) | (0b10 << 62) | random.getrandbits(62)
+    )
+
+
+def derived_id(time_us: int, *parts: str | int) -> str:
+    """The same UUID (version 8, RFC 9562) for the same parts; its first 48 bits are the time in milliseconds.
+
+    Ids of imported rows and of emitted events are made so: a repetition makes the same id and adds nothing, and the
+    leading time keeps the index of ids growing at its end only.
+    """
+    digest = int.from_bytes(blake2b("\x1f".join(map(str, parts)).encode(), digest_size=10).digest(), "big")
+    ms = (time_us // 1_000) & ((1 << 48) - 1)
+    tail = digest & ((1 << 74) - 1)
+    return _uuid((ms << 80) | (0x8 << 76) | ((tail >> 62) << 64) | (0b10 << 62) | (tail & ((1 << 62) - 1)))
+
+
+def _uuid(number: int) -> str:
+    text = f"{number:032x}"
+    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+
+
+# ── on the log ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def as_datetime(us: int) -> datetime:
+    """Microseconds since 1970 as a datetime in UTC."""
+    return datetime.fromtimestamp(us / 1_000_000, UTC)
+
+
+class Envelope(msgspec.Struct, frozen=True):
+    """An event as it travels; the attributes are CloudEvents 1.0, `key` is its `partitionkey` extension.
+
+    data: the encoded event (JSON). schema_version: of the event class. extensions: further CloudEvents attributes.
+    """
+
+    id: str
+    type: str
+    data: bytes
+    key: str | None = None
+    source: str = "trilogue"
+    time_us: int = 0
+    schema_version: int = 1
+    correlation_id: str | None = None
+    causation_id: str | None = None
+    subject: str | None = None
+    traceparent: str | None = None
+    extensions: dict[str, str | int | bool] | None = None
+
+    @property
+    def time(self) -> datetime:
+        """When it happened, as its source says."""
+        return as_datetime(self.time_us)
+
+
+class Record(Envelope, frozen=True):
+    """An Envelope that the log accepted.
+
+    position: its place in the log, from 1. recorded_us: the log's own clock, never falling with position.
+    stream, version: where it was appended with an expected version; None for published events.
+    """
+
+    position: int = 0
+    recorded_us: int = 0
+    stream: str | None = None
+    version: int | None = None
+
+    @property
+    def recorded(self) -> datetime:
+        """When the log accepted it."""
+        return as_datetime(self.recorded_us)
+
+
+Durability = Literal["memory", "os-crash"]
+
+
+class Receipt(msgspec.Struct, frozen=True):
+    """What publish() returns: the event is on the log (or its timer is) and survives what `durability` names.
+
+    id: the event's id. position: its place in the log, None for a delayed event. due_us: when a delayed event enters.
+    """
+
+    id: str
+    position: int | None
+    durability: Durability
+    due_us: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """A named reader of the log.
+
+    patterns: which types. ordered: one at a time per key, in order. start: where a new group begins.
+    has_effects: it writes through `db`, so a replay in place needs its reset hook. app: the program whose handler it is.
+    """
+
+    name: str
+    patterns: tuple[str, ...]
+    ordered: bool = True
+    start: Literal["now", "beginning"] = "now"
+    has_effects: bool = False
+    app: str = "trilogue"
+
+
+class Lease:
+    """The right to settle what came from one slot, shared by all its deliveries.
+
+    It ends when its time has passed without a renewal, or when the slot was given to another worker.
+    """
+
+    __slots__ = ("clock", "epoch", "quiet_to", "revoked", "slot", "until_us")
+
+    def __init__(self, slot: int, epoch: int, until_us: int, clock: Callable[[], int], quiet_to: int = 0) -> None:
+        self.slot, self.epoch, self.until_us, self.clock = slot, epoch, until_us, clock
+        self.quiet_to = quiet_to  # records up to this position are a replay: what they emit stays off the log
+        self.revoked = False
+
+    @property
+    def lost(self) -> bool:
+        """Whether a handler must not start any more."""
+        return self.revoked or self.clock() > self.until_us
+
+
+class Delivery(msgspec.Struct, eq=False):
+    """A Record lent to one worker. attempt: from 1. replay: read again after a seek, its emits stay off."""
+
+    record: Record
+    group: str
+    lease: Lease
+    attempt: int = 1
+    replay: bool = False
+    is_held: bool = False  # it has a held row: settling must remove it
+    span: Any = None  # which scanned part of the log it came from; the store's own
+
+
+class Settlement(msgspec.Struct):
+    """The answer to one Delivery.
+
+    verdict: done; retry after `after_us`, charged as an attempt unless `charged` is False; dead; or release: handed back as
+    if never lent. park: a dead delivery blocks its key until somebody decides. emits: go onto the log with the settlement.
+    """
+
+    delivery: Delivery
+    verdict: Literal["done", "retry", "dead", "release"] = "done"
+    after_us: int = 0
+    charged: bool = True
+    park: bool = False
+    error: str = ""
+    traceback: str = ""
+    emits: Sequence[Envelope] = ()
+
+    @property
+    def holds_key(self) -> bool:
+        """Whether what follows of the same key has to wait for this record."""
+        return self.verdict in ("retry", "release") or (self.verdict == "dead" and self.park)
+
+
+@dataclass(slots=True, eq=False)
+class InTransaction:
+    """Deliveries whose handler runs inside the settlement, so that its effect happens exactly once.
+
+    run: called with the database, inside a savepoint; returns the settlements. failed: what they are if run raises (and
+    everything it wrote is undone, which `undone` tells afterwards). limit_us: how long its SQL may take.
+    """
+
+    deliveries: Sequence[Delivery]
+    run: "Callable[[Db], Sequence[Settlement]]"
+    failed: Callable[[Exception], Sequence[Settlement]]
+    limit_us: int = 250_000
+    undone: bool = False

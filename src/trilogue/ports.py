@@ -1,0 +1,225 @@
+"""The ports: what a log must do, batch-shaped, in bytes and positions. Adapters never see handlers or user types.
+
+    append ──> LOG ──> claim ──> (handle) ──> settle
+                └────> read
+
+One adapter stands behind each kind of URL. What it cannot do it does not list in `features`, and asking for it is refused
+with the URLs that can.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Literal, Protocol
+
+from trilogue.events import Delivery, Durability, Envelope, Group, InTransaction, Record, Settlement
+
+SLOTS = 64
+ANY_VERSION = -1
+
+
+class Feature(StrEnum):
+    """What an adapter can do."""
+
+    ORDER = "order per key"
+    HISTORY = "read by key, stream, type, position and time"
+    EXPECTED = "append with the version the writer expects"
+    TIMERS = "delayed events"
+    EFFECTS = "effects in the settlement's transaction"
+    REPLAY = "seek and replay"
+    PERSISTENT = "survives the process"
+    SHARED = "several processes"
+
+
+class Db(Protocol):
+    """SQL inside the settlement's savepoint, or on a read-only connection.
+
+    Values are bound with `?`; rows come back as a list of tuples, all of them. Transactions, PRAGMA, ATTACH and writing to
+    trilogue's own tables (`trilogue_…`) are refused.
+    """
+
+    def execute(self, sql: str, values: Sequence[Any] = (), /) -> list[tuple[Any, ...]]:
+        """Run one statement and return its rows."""
+        ...
+
+    def executemany(self, sql: str, rows: Sequence[Sequence[Any]], /) -> None:
+        """Run one statement once per row of values."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """Which records to read, in order of position.
+
+    types: AMQP patterns. after / before: positions, both exclusive. since_us / until_us: recorded time, since inclusive,
+    until exclusive. reverse: newest first. limit: at most this many, 10,000 being the most a page may hold.
+    """
+
+    types: tuple[str, ...] = ("#",)
+    key: str | None = None
+    stream: str | None = None
+    after: int = 0
+    before: int | None = None
+    since_us: int | None = None
+    until_us: int | None = None
+    reverse: bool = False
+    limit: int = 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class SeekTo:
+    """Where a group is set: at a position, a recorded time, the beginning or the end. Exactly one is given."""
+
+    position: int | None = None
+    time_us: int | None = None
+    end: Literal["beginning", "now"] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """A record a group gave up on, with why. parked: its key waits for a decision."""
+
+    group: str
+    record: Record
+    attempts: int
+    error: str
+    traceback: str
+    died_us: int
+    parked: bool
+
+
+@dataclass(frozen=True, slots=True)
+class GroupStatus:
+    """How far a group is. lag: records not finished (`lag_at_least` when counting was cut off), lag_s: age of the oldest of
+    them. held: by state. rates are per second over the last seconds, as its workers reported them."""
+
+    name: str
+    app: str
+    patterns: tuple[str, ...]
+    ordered: bool
+    paused: bool
+    workers: int
+    lag: int
+    lag_at_least: bool
+    lag_s: float
+    in_flight: int
+    retrying: int
+    waiting: int
+    parked: int
+    dead: int
+    done: int
+    failed: int
+    rate: float
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """The whole log at a glance. types: records ever accepted, by type. bytes: file and write-ahead log."""
+
+    url: str
+    head: int
+    oldest: int
+    types: Mapping[str, int]
+    timers: int
+    bytes: int
+    groups: Sequence[GroupStatus] = field(default_factory=tuple)
+
+
+class Store(Protocol):
+    """Log, cursors, exceptions and timers in one place: memory, SQLite, PostgreSQL. Not thread-safe: one event loop."""
+
+    url: str
+    features: frozenset[Feature]
+    durability: Durability
+
+    async def open(self) -> None:
+        """Connect, create or check the schema. Raises Unavailable, Unsupported."""
+
+    async def close(self) -> None:
+        """Give back every slot and let go. What was in flight is handed back without charging an attempt."""
+
+    async def bind(self, groups: Sequence[Group], *, work: bool = True) -> None:
+        """Declare groups, idempotently. work: also become a worker for them, taking a share of the slots."""
+
+    async def append(self, envelopes: Sequence[Envelope], *, expected: tuple[str, int] | None = None) -> list[int]:
+        """Put envelopes on the log: all or none, in this order, durable on return. Returns their positions.
+
+        expected: stream and the version it must have (0: none yet; ANY_VERSION: whatever it is).
+        The same id with the same content is not stored again; its position is the one it has.
+        Raises Conflict (other version; same id with other content), Rejected, StorageFull, OutcomeUnknown.
+        """
+
+    async def read(self, query: Query) -> list[Record]:
+        """One page of records. Never skips a record that commits late."""
+
+    async def claim(self, group: str, *, limit: int, wait_s: float) -> list[Delivery]:
+        """Lend up to `limit` deliveries, waiting up to `wait_s` for the first. Ordered groups: a key is out in one claim."""
+
+    def settle(self, group: str, answers: Sequence[Settlement | InTransaction]) -> Awaitable[list[Delivery]]:
+        """Answer deliveries. The keys of finished ones are free at once; awaiting makes it durable and returns the
+        deliveries whose lease was lost: nothing of theirs happened."""
+
+    async def schedule(self, envelopes: Sequence[Envelope], due_us: int) -> None:
+        """Put envelopes on the log at that time; idempotent by id. Fires while any worker runs."""
+
+    async def cancel(self, event_id: str) -> bool:
+        """Remove a timer; False if there is none (any more)."""
+
+    async def seek(
+        self,
+        group: str,
+        to: SeekTo,
+        *,
+        into: str | None = None,
+        emits: bool = False,
+        reset: Callable[[Db], None] | None = None,
+    ) -> int:
+        """Set a group (or a new one, `into`) to start again after the returned position. Its held records are forgotten.
+
+        emits: whether events emitted while replaying go onto the log. reset: empties the group's tables in the same
+        transaction; refused without it (Unsupported) where a group that writes through `db` is replayed in place.
+        """
+
+    async def pause(self, group: str) -> None:
+        """Lend nothing of this group until resume(); survives restarts."""
+
+    async def resume(self, group: str) -> None:
+        """Undo pause()."""
+
+    async def dead(self, group: str | None, *, after: int = 0, limit: int = 100) -> list[DeadLetter]:
+        """Dead letters of a group or of all, by position."""
+
+    async def redrive(self, group: str, positions: Sequence[int] | None = None) -> int:
+        """Handle dead letters again, from attempt 1, in order per key; all of them if no positions are given."""
+
+    async def drop_dead(self, group: str, positions: Sequence[int] | None = None) -> int:
+        """Forget dead letters; a parked key goes on with what follows."""
+
+    async def drop_group(self, group: str) -> None:
+        """Forget a group, its cursor and everything held for it."""
+
+    async def trim(
+        self, *, older_than_us: int | None = None, keep: int | None = None, force: bool = False, streams: bool = False
+    ) -> int:
+        """Remove old records, by age or count, never the newest one.
+
+        force: also what a group still needs. streams: also records of streams. Returns how many went.
+        """
+
+    async def handled(self, group: str, position: int) -> bool:
+        """Whether the group has finished this record; raises HandlerFailed if it is a dead letter."""
+
+    async def idle(self, names: Sequence[str]) -> bool:
+        """Whether these groups have nothing left to do; dead and parked records and what waits behind them do not count."""
+
+    async def changed(self, wait_s: float) -> None:
+        """Return when anything on the log or its groups may have changed, at the latest after `wait_s`."""
+
+    async def status(self) -> Status:
+        """The whole log at a glance."""
+
+    async def query(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """Read the user's own tables, on a read-only connection."""
+
+    async def transact(self, work: Callable[[Db], Any]) -> Any:
+        """Run `work` with the database in a transaction of its own: table creation, a projection's reset."""

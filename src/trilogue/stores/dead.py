@@ -1,0 +1,55 @@
+"""Dead letters: held rows nobody retries any more, with the record they are about and why it failed.
+
+state 2 dead     forgotten by its key; redrive hands it out again, drop forgets it
+state 1 parked   its key waits behind it; redrive tries it again, drop lets the key go on
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from trilogue.ports import DeadLetter
+from trilogue.stores.groups import DEAD, PARKED, READY, group_id_of
+from trilogue.stores.log import COLUMNS, Types, record_of
+from trilogue.stores.writer import Sql
+
+_PAGE = 10_000
+
+
+def listed(sql: Sql, types: Types, group: str | None, *, after: int, limit: int) -> list[DeadLetter]:
+    """Dead letters by position, of one group or of all."""
+    where = "" if group is None else f"and h.group_id = {group_id_of(sql, group)}"
+    rows = sql.rows(
+        "select g.name, h.state, h.attempt, h.error, h.traceback, h.failed_us, "
+        + ", ".join("r." + column for column in COLUMNS.split(", "))
+        + " from trilogue_held h join trilogue_groups g on g.id = h.group_id join trilogue_records r on r.position = h.position "
+        f"where h.state > {READY} and h.position > ? {where} order by h.position, g.name limit ?",
+        (after, max(0, min(limit, _PAGE))),
+    )
+    return [_letter(sql, types, row) for row in rows]
+
+
+def _letter(sql: Sql, types: Types, row: Any) -> DeadLetter:
+    group, state, attempt, error, traceback, failed_us = row[:6]
+    record = record_of(sql, types, row[6:])
+    return DeadLetter(group, record, attempt, error or "", traceback or "", failed_us or 0, parked=state == PARKED)
+
+
+def redrive(sql: Sql, group: str, positions: Sequence[int] | None) -> int:
+    """Make dead letters ready again from attempt 1."""
+    return _change(sql, group, positions, f"update trilogue_held set state = {READY}, due_us = 0, attempt = 1")
+
+
+def drop(sql: Sql, group: str, positions: Sequence[int] | None) -> int:
+    """Forget dead letters."""
+    return _change(sql, group, positions, "delete from trilogue_held")
+
+
+def _change(sql: Sql, group: str, positions: Sequence[int] | None, change: str) -> int:
+    group_id = group_id_of(sql, group)
+    where = f"where group_id = ? and state in ({PARKED}, {DEAD})"
+    if positions is None:
+        changed = sql.many(f"{change} {where}", [(group_id,)])
+    else:
+        changed = sql.many(f"{change} {where} and position = ?", [(group_id, position) for position in positions])
+    sql.rows("update trilogue_groups set revision = revision + 1 where id = ?", (group_id,))
+    return changed

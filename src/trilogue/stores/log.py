@@ -1,0 +1,352 @@
+"""The log itself: append, read, timers, retention. Plain functions over a narrow SQL cursor.
+
+append   envelopes ──▶ position = newest + 1, + 2, …      the write lock makes commit order = order of positions
+read     ◀── one page by key, stream, type, position or time
+"""
+
+import zlib
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import msgspec
+
+from trilogue.errors import Conflict, Rejected
+from trilogue.events import KEY_CHARS, Envelope, Record
+from trilogue.patterns import matches_any
+from trilogue.ports import ANY_VERSION, SLOTS, Query
+from trilogue.stores.writer import Sql
+
+PAYLOAD_BYTES = 1 << 20
+ID_CHARS = 255
+PAGE_RECORDS = 10_000
+TRIM_RECORDS = 5_000
+FIRE_TIMERS = 1_000
+
+COLUMNS = "position, slot, type, id, key, time_us, recorded_us, stream, version, correlation, causation, more, data"
+_INSERT = f"insert into trilogue_records ({COLUMNS}) values (?,?,?,?,?,?,?,?,?,?,?,?,?) on conflict (id) do nothing"
+
+
+class Types:
+    """The numbers of (type, source, schema version), as stored; a cache that only the owner of one connection uses."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[tuple[str, str, int], int] = {}
+        self.by_number: dict[int, tuple[str, str, int]] = {}
+
+    def number(self, sql: Sql, envelope: Envelope) -> int:
+        """The number of an envelope's type; made if it is new."""
+        triple = (envelope.type, envelope.source, envelope.schema_version)
+        return self._numbers.get(triple) or self._make(sql, triple)
+
+    def _make(self, sql: Sql, triple: tuple[str, str, int]) -> int:
+        sql.rows(
+            "insert into trilogue_types (name, source, schema_version) values (?, ?, ?) on conflict do nothing", triple
+        )
+        self.load(sql)
+        return self._numbers[triple]
+
+    def load(self, sql: Sql) -> None:
+        """Read those that were added since."""
+        for number, *triple in sql.rows(
+            "select id, name, source, schema_version from trilogue_types where id > ?",
+            (max(self.by_number, default=0),),
+        ):
+            self._numbers[tuple(triple)] = number
+            self.by_number[number] = tuple(triple)
+
+    def forget(self) -> None:
+        """What was read inside a transaction that was rolled back is not true."""
+        self._numbers.clear()
+        self.by_number.clear()
+
+    def matching(self, patterns: Sequence[str]) -> list[int]:
+        """The numbers of all types the patterns mean."""
+        return [number for number, (name, _, _) in self.by_number.items() if matches_any(patterns, name)]
+
+
+def slot_of(key: str) -> int:
+    """The slot of a key: stable across processes, machines and releases."""
+    return zlib.crc32(key.encode()) & (SLOTS - 1)
+
+
+# ── append ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def check_envelope(envelope: Envelope, payload_bytes: int) -> None:
+    """Raise Rejected if this envelope must not go onto a log."""
+    if len(envelope.data) > payload_bytes:
+        raise Rejected(
+            f"event {envelope.type!r} has {len(envelope.data)} bytes, the limit is {payload_bytes}: store the content elsewhere and "
+            "publish where, or raise ?payload_bytes= in the URL"
+        )
+    if envelope.key is not None and len(envelope.key) > KEY_CHARS:
+        raise Rejected(
+            f"the key of event {envelope.type!r} has {len(envelope.key)} characters, the limit is {KEY_CHARS}"
+        )
+    if not 0 < len(envelope.id) <= ID_CHARS:
+        raise Rejected(
+            f"an event's id has 1 to {ID_CHARS} characters, this one of type {envelope.type!r} has {len(envelope.id)}"
+        )
+
+
+def newest(sql: Sql) -> tuple[int, int]:
+    """Position and recorded time of the newest record; (0, 0) on an empty log."""
+    rows = sql.rows("select position, recorded_us from trilogue_records order by position desc limit 1")
+    return rows[0] if rows else (0, 0)
+
+
+def append_all(
+    sql: Sql, types: Types, appends: Sequence[Sequence[Envelope]], now_us: int
+) -> list[list[int] | Conflict]:
+    """Append several independent publishes; each gets its positions, or the Conflict that refused it alone."""
+    head, last_us = newest(sql)
+    at_us = max(now_us, last_us)
+    sql.rows("savepoint appends")
+    rows = [_row(sql, types, envelope, head + n, at_us) for n, envelope in enumerate(_chain(appends), 1)]
+    if sql.many(_INSERT, rows) == len(rows):
+        sql.rows("release appends")
+        return _cut(range(head + 1, head + 1 + len(rows)), appends)
+    # Some id was there already: rare, so the slow way tells repetitions from conflicts one by one.
+    sql.rows("rollback to appends")
+    sql.rows("release appends")
+    types.forget()
+    return [_append_one_by_one(sql, types, envelopes, at_us) for envelopes in appends]
+
+
+def _chain(appends: Sequence[Sequence[Envelope]]) -> Iterable[Envelope]:
+    return (envelope for envelopes in appends for envelope in envelopes)
+
+
+def _cut(positions: Sequence[int], appends: Sequence[Sequence[Envelope]]) -> list[list[int] | Conflict]:
+    cut: list[list[int] | Conflict] = []
+    start = 0
+    for envelopes in appends:
+        cut.append(list(positions[start : start + len(envelopes)]))
+        start += len(envelopes)
+    return cut
+
+
+def _row(
+    sql: Sql,
+    types: Types,
+    envelope: Envelope,
+    position: int,
+    at_us: int,
+    stream: str | None = None,
+    version: int | None = None,
+) -> tuple[Any, ...]:
+    key = envelope.key
+    return (
+        position,
+        slot_of(key) if key is not None else position % SLOTS,
+        types.number(sql, envelope),
+        envelope.id,
+        key,
+        envelope.time_us,
+        at_us,
+        stream,
+        version,
+        envelope.correlation_id,
+        envelope.causation_id,
+        _more(envelope),
+        envelope.data,
+    )
+
+
+def _more(envelope: Envelope) -> bytes | None:
+    if envelope.subject is None and envelope.traceparent is None and envelope.extensions is None:
+        return None
+    return msgspec.json.encode((envelope.subject, envelope.traceparent, envelope.extensions))
+
+
+def _append_one_by_one(sql: Sql, types: Types, envelopes: Sequence[Envelope], at_us: int) -> list[int] | Conflict:
+    sql.rows("savepoint one")
+    try:
+        positions = [_append_once(sql, types, envelope, at_us, None, None) for envelope in envelopes]
+    except Conflict as conflict:
+        sql.rows("rollback to one")
+        types.forget()
+        return conflict
+    finally:
+        sql.rows("release one")
+    return positions
+
+
+def _append_once(
+    sql: Sql, types: Types, envelope: Envelope, at_us: int, stream: str | None, version: int | None
+) -> int:
+    there = sql.rows(f"select {COLUMNS} from trilogue_records where id = ?", (envelope.id,))
+    if there:
+        return _same_or_conflict(sql, types, there[0], envelope, stream)
+    position = newest(sql)[0] + 1
+    sql.many(_INSERT, [_row(sql, types, envelope, position, at_us, stream, version)])
+    return position
+
+
+def _same_or_conflict(sql: Sql, types: Types, row: Any, envelope: Envelope, stream: str | None) -> int:
+    stored = record_of(sql, types, row)
+    same = (stored.type, stored.key, stored.data, stored.stream) == (envelope.type, envelope.key, envelope.data, stream)
+    if same:
+        return stored.position
+    raise Conflict(
+        f"id {envelope.id!r} is stored at position {stored.position} as {stored.type!r} with other content: "
+        "give a different event an id of its own"
+    )
+
+
+def append_expected(
+    sql: Sql, types: Types, envelopes: Sequence[Envelope], stream: str, expected: int, now_us: int
+) -> list[int]:
+    """Append to a stream if it has the expected version; raises Conflict otherwise and writes nothing."""
+    version = sql.rows("select max(version) from trilogue_records where stream = ?", (stream,))[0][0] or 0
+    if expected not in (ANY_VERSION, version):
+        repeated = _repeated(sql, types, envelopes, stream, expected)
+        if repeated is not None:
+            return repeated
+        raise Conflict(
+            f"stream {stream!r} has version {version}, expected was {expected}: read it again and decide again"
+        )
+    at_us = max(now_us, newest(sql)[1])
+    return [_append_once(sql, types, envelope, at_us, stream, version + n) for n, envelope in enumerate(envelopes, 1)]
+
+
+def _repeated(sql: Sql, types: Types, envelopes: Sequence[Envelope], stream: str, expected: int) -> list[int] | None:
+    """The positions, if exactly this append was done before: a writer that never got the answer asks again."""
+    positions = []
+    for n, envelope in enumerate(envelopes, 1):
+        there = sql.rows(
+            f"select {COLUMNS} from trilogue_records where stream = ? and version = ? and id = ?",
+            (stream, expected + n, envelope.id),
+        )
+        if not there:
+            return None
+        positions.append(_same_or_conflict(sql, types, there[0], envelope, stream))
+    return positions
+
+
+def emit(sql: Sql, types: Types, envelopes: Sequence[Envelope], now_us: int) -> None:
+    """Append what a handler emitted; ids that are there already (a redelivery emits them again) are left alone."""
+    head, last_us = newest(sql)
+    at_us = max(now_us, last_us)
+    sql.many(_INSERT, [_row(sql, types, envelope, head + n, at_us) for n, envelope in enumerate(envelopes, 1)])
+
+
+# ── read ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def record_of(sql: Sql, types: Types, row: Any) -> Record:
+    """A row of COLUMNS as a Record."""
+    position, _, number, id_, key, time_us, recorded_us, stream, version, correlation, causation, more, data = row
+    if number not in types.by_number:
+        types.load(sql)
+    name, source, schema_version = types.by_number[number]
+    subject, traceparent, extensions = msgspec.json.decode(more) if more else (None, None, None)
+    return Record(
+        id_, name, data, key, source, time_us, schema_version, correlation, causation, subject, traceparent, extensions,
+        position, recorded_us, stream, version,
+    )  # fmt: skip
+
+
+def read(sql: Sql, types: Types, query: Query) -> list[Record]:
+    """One page of records."""
+    where, values = _conditions(sql, types, query)
+    order = "desc" if query.reverse else "asc"
+    rows = sql.rows(
+        f"select {COLUMNS} from trilogue_records where {where} order by position {order} limit ?",
+        (*values, max(0, min(query.limit, PAGE_RECORDS))),
+    )
+    return [record_of(sql, types, row) for row in rows]
+
+
+def _conditions(sql: Sql, types: Types, query: Query) -> tuple[str, list[Any]]:
+    parts: list[tuple[str, list[Any]]] = [("position > ?", [query.after])]
+    if query.before is not None:
+        parts.append(("position < ?", [query.before]))
+    if query.key is not None:
+        parts.append(("slot = ? and key = ?", [slot_of(query.key), query.key]))
+    if query.stream is not None:
+        parts.append(("stream = ?", [query.stream]))
+    # Recorded time never falls with position, so a time becomes a position and no index on time is needed.
+    if query.since_us is not None:
+        parts.append(("position >= ?", [position_at(sql, query.since_us)]))
+    if query.until_us is not None:
+        parts.append(("position < ?", [position_at(sql, query.until_us)]))
+    if tuple(query.types) != ("#",):
+        types.load(sql)
+        parts.append((f"type in ({numbers(types.matching(query.types))})", []))
+    return " and ".join(part for part, _ in parts), [value for _, values in parts for value in values]
+
+
+def numbers(values: Iterable[int]) -> str:
+    """Whole numbers as SQL text."""
+    return ", ".join(str(int(value)) for value in values)
+
+
+def position_at(sql: Sql, time_us: int) -> int:
+    """The first position recorded at or after a time; one past the newest if there is none."""
+    low, high = oldest(sql), newest(sql)[0] + 1
+    while low < high:
+        middle = (low + high) // 2
+        rows = sql.rows(
+            "select position, recorded_us from trilogue_records where position >= ? order by position limit 1",
+            (middle,),
+        )
+        if rows and rows[0][1] < time_us:
+            low = rows[0][0] + 1
+        else:
+            high = middle
+    return low
+
+
+def oldest(sql: Sql) -> int:
+    """The first position still there; 1 on an empty log."""
+    return sql.rows("select min(position) from trilogue_records")[0][0] or 1
+
+
+# ── timers ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def schedule(sql: Sql, envelopes: Sequence[Envelope], due_us: int) -> None:
+    """Keep envelopes until due; an id that is scheduled or on the log already is left alone."""
+    for envelope in envelopes:
+        if not sql.rows("select 1 from trilogue_records where id = ?", (envelope.id,)):
+            sql.rows(
+                "insert into trilogue_timers (id, due_us, envelope) values (?, ?, ?) on conflict do nothing",
+                (envelope.id, due_us, msgspec.json.encode(envelope)),
+            )
+
+
+def fire(sql: Sql, types: Types, now_us: int) -> int:
+    """Move due timers onto the log; returns how many."""
+    rows = sql.rows(
+        "select id, envelope from trilogue_timers where due_us <= ? order by due_us, id limit ?", (now_us, FIRE_TIMERS)
+    )
+    if rows:
+        emit(sql, types, [msgspec.json.decode(envelope, type=Envelope) for _, envelope in rows], now_us)
+        sql.many("delete from trilogue_timers where id = ?", [(id_,) for id_, _ in rows])
+    return len(rows)
+
+
+def next_timer_us(sql: Sql) -> int | None:
+    """When the next timer is due."""
+    due: int | None = sql.rows("select min(due_us) from trilogue_timers")[0][0]
+    return due
+
+
+# ── retention ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def trim(sql: Sql, *, before_us: int | None, keep: int | None, force: bool, streams: bool) -> int:
+    """Remove up to TRIM_RECORDS old records; returns how many. The newest record always stays: its position counts on."""
+    floor = newest(sql)[0]
+    if keep is not None:
+        floor = min(floor, floor - keep + 1)
+    if before_us is not None:
+        floor = min(floor, position_at(sql, before_us))
+    if not force:
+        needed = sql.rows("select min(cursor) from trilogue_slots")[0][0]
+        floor = floor if needed is None else min(floor, needed + 1)
+    held = "" if force else "and not exists (select 1 from trilogue_held h where h.position = r.position)"
+    kept = "" if streams else "and stream is null"
+    doomed = f"select position from trilogue_records r where position < ? {held} {kept} order by position limit ?"
+    return sql.many(f"delete from trilogue_records where position in ({doomed})", [(floor, TRIM_RECORDS)])

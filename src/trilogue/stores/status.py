@@ -1,0 +1,160 @@
+"""How far every group is, counted from the tables: no counter is kept that a crash could make wrong.
+
+lag = records the group reads, beyond the cursor of their slot, + held rows that are not dead
+"""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from trilogue.errors import HandlerFailed, UnknownEvent
+from trilogue.events import now_us
+from trilogue.patterns import matches_any
+from trilogue.ports import GroupStatus
+from trilogue.stores.groups import DEAD, PARKED, READY, group_id_of
+from trilogue.stores.log import Types, newest, numbers
+from trilogue.stores.writer import Sql
+
+COUNT_RECORDS = 1_000_000
+
+
+def groups(sql: Sql, types: Types) -> list[GroupStatus]:
+    """The status of every group, by name."""
+    types.load(sql)
+    rows = sql.rows("select id, name, app, patterns, ordered, paused from trilogue_groups order by name")
+    return [_group(sql, types, *row) for row in rows]
+
+
+def _group(
+    sql: Sql, types: Types, group_id: int, name: str, app: str, patterns_json: str, ordered: int, paused: int
+) -> GroupStatus:
+    patterns = tuple(msgspec.json.decode(patterns_json))
+    behind, oldest_us = _behind(sql, types, group_id, patterns)
+    held = _held(sql, group_id)
+    done, failed = sql.rows("select sum(done), sum(failed) from trilogue_slots where group_id = ?", (group_id,))[0]
+    workers, in_flight, rate = sql.rows(
+        "select count(*), sum(in_flight), sum(rate) from trilogue_members where group_id = ? and lease_us >= ?",
+        (group_id, time.monotonic_ns() // 1_000),
+    )[0]
+    lag = behind + held["ready"]
+    oldest_us = min(oldest_us or held["oldest_us"], held["oldest_us"] or oldest_us)
+    return GroupStatus(
+        name=name,
+        app=app,
+        patterns=patterns,
+        ordered=bool(ordered),
+        paused=bool(paused),
+        workers=workers,
+        lag=lag,
+        lag_at_least=behind >= COUNT_RECORDS,
+        lag_s=max(0, now_us() - oldest_us) / 1_000_000 if lag and oldest_us else 0.0,
+        in_flight=in_flight or 0,
+        retrying=held["retrying"],
+        waiting=held["ready"] - held["retrying"],
+        parked=held["parked"],
+        dead=held["dead"],
+        done=done or 0,
+        failed=failed or 0,
+        rate=rate or 0.0,
+    )
+
+
+def _behind(sql: Sql, types: Types, group_id: int, patterns: tuple[str, ...]) -> tuple[int, int]:
+    """Records beyond the cursors, and when the first of them was recorded."""
+    kinds = types.matching(patterns)
+    cursors = dict(sql.rows("select slot, cursor from trilogue_slots where group_id = ?", (group_id,)))
+    head = newest(sql)[0]
+    low = min(cursors.values(), default=head)
+    if not kinds or low >= head:
+        return 0, 0
+    wanted = "" if len(kinds) == len(types.by_number) else f"and r.type in ({numbers(kinds)})"
+    count, first = sql.rows(
+        "select count(*), min(position) from (select r.position from trilogue_records r join trilogue_slots s "
+        "on s.group_id = ? and s.slot = r.slot where r.position > ? and r.position > s.cursor "
+        f"{wanted} limit {COUNT_RECORDS})",
+        (group_id, low),
+    )[0]
+    if not count:
+        return 0, 0
+    return count, sql.rows("select recorded_us from trilogue_records where position = ?", (first,))[0][0]
+
+
+def _held(sql: Sql, group_id: int) -> dict[str, int]:
+    counts: dict[str, int] = {"ready": 0, "retrying": 0, "parked": 0, "dead": 0, "oldest_us": 0}
+    for state, retrying, count in sql.rows(
+        "select state, attempt > 1, count(*) from trilogue_held where group_id = ? group by 1, 2", (group_id,)
+    ):
+        counts[{READY: "ready", PARKED: "parked", DEAD: "dead"}[state]] += count
+        counts["retrying"] += count if state == READY and retrying else 0
+    if counts["ready"]:
+        counts["oldest_us"] = sql.rows(
+            "select r.recorded_us from trilogue_held h join trilogue_records r on r.position = h.position "
+            f"where h.group_id = ? and h.state = {READY} order by h.position limit 1",
+            (group_id,),
+        )[0][0]
+    return counts
+
+
+def count_types(sql: Sql) -> dict[str, int]:
+    """Records ever accepted by type; only what came since the last count is read."""
+    counted = sql.rows("select position from trilogue_counted")[0][0]
+    head = newest(sql)[0]
+    fresh = sql.rows(
+        "select count(*), type from trilogue_records where position > ? and position <= ? group by type",
+        (counted, head),
+    )
+    sql.many("update trilogue_types set counted = counted + ? where id = ?", fresh)
+    sql.rows("update trilogue_counted set position = ?", (head,))
+    return dict(sql.rows("select name, sum(counted) from trilogue_types group by name order by name"))
+
+
+def is_idle(sql: Sql, types: Types, names: Sequence[str]) -> bool:
+    """Whether these groups have nothing left to do; dead and parked records and what waits behind them do not count."""
+    types.load(sql)
+    for name in names:
+        group_id = group_id_of(sql, name)
+        patterns = tuple(
+            msgspec.json.decode(sql.rows("select patterns from trilogue_groups where id = ?", (group_id,))[0][0])
+        )
+        if _behind(sql, types, group_id, patterns)[0] or _moving(sql, group_id):
+            return False
+    return True
+
+
+def _moving(sql: Sql, group_id: int) -> bool:
+    rows = sql.rows(
+        f"select 1 from trilogue_held h where group_id = ? and state = {READY} and (key is null or not exists (select 1 from "
+        f"trilogue_held p where p.group_id = h.group_id and p.slot = h.slot and p.key = h.key and p.state = {PARKED} "
+        "and p.position < h.position)) limit 1",
+        (group_id,),
+    )
+    return bool(rows)
+
+
+def handled(sql: Sql, types: Types, group: str, position: int) -> bool:
+    """Whether a group has finished the record at a position."""
+    group_id = group_id_of(sql, group)
+    types.load(sql)
+    found = sql.rows("select slot, type from trilogue_records where position = ?", (position,))
+    if not found:
+        raise UnknownEvent(f"there is no record at position {position}")
+    slot, kind = found[0]
+    _check_reads(sql, types, group, group_id, kind)
+    held = sql.rows("select state, error from trilogue_held where group_id = ? and position = ?", (group_id, position))
+    if held and held[0][0] != READY:
+        raise HandlerFailed(
+            f"group {group!r} gave up on position {position}: {held[0][1]}; see `trilogue dead show {position}`"
+        )
+    cursor: Any = sql.rows("select cursor from trilogue_slots where group_id = ? and slot = ?", (group_id, slot))[0][0]
+    return bool(not held and cursor >= position)
+
+
+def _check_reads(sql: Sql, types: Types, group: str, group_id: int, kind: int) -> None:
+    patterns = msgspec.json.decode(sql.rows("select patterns from trilogue_groups where id = ?", (group_id,))[0][0])
+    name = types.by_number[kind][0]
+    if not matches_any(patterns, name):
+        raise UnknownEvent(
+            f"group {group!r} does not read {name!r} (it reads {', '.join(patterns)}): waiting for it would never end"
+        )

@@ -1,0 +1,397 @@
+"""The commands on a real file: publish, tail, status, dead letters, replay."""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trilogue import App, Retry, event
+from trilogue.cli.main import main
+
+URL = "sqlite:///trilogue.db"
+TRILOGUE = [sys.executable, "-m", "trilogue"]
+
+
+@event("video.watched", key="user")
+@dataclass(frozen=True)
+class Watched:
+    user: str
+    video: str = "v"
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("TRILOGUE_URL", raising=False)
+    return tmp_path
+
+
+Captured = pytest.CaptureFixture[str]
+
+
+def said(capsys: Captured, *args: str, code: int = 0) -> str:
+    """What a command printed; its errors where it failed."""
+    capsys.readouterr()
+    assert main(args) == code, capsys.readouterr()
+    out, err = capsys.readouterr()
+    return err if code else out
+
+
+def told(capsys: Captured, *args: str) -> Any:
+    return json.loads(said(capsys, *args, "--json"))
+
+
+def publish(*events: object) -> None:
+    async def go() -> None:
+        async with App(URL) as app:
+            await app.publish_many(events)
+
+    asyncio.run(go())
+
+
+def fail_all(*groups: str, on_dead: str = "skip", healed: bool = False) -> list[Watched]:
+    """Run groups that fail at everything (or, healed, at nothing) until they are idle; what they handled."""
+    app, handled = App(URL), []
+
+    def handle(e: Watched) -> None:
+        if not healed:
+            raise ValueError("no\x1b[2J")
+        handled.append(e)
+
+    for group in groups:
+        app.on(group=group, retry=Retry(1), on_dead=on_dead)(handle)
+
+    async def go() -> None:
+        async with app.running():
+            if not healed:
+                await app.publish_many([Watched("u1"), Watched("u2"), Watched("u1", "w")])
+            await app.wait_idle(timeout=30)
+
+    asyncio.run(go())
+    return handled
+
+
+# ── publish ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_publish_and_tail(capsys: Captured) -> None:
+    assert "position 1" in said(capsys, "publish", "video.watched", '{"user": "u1"}', "--key", "u1", "--id", "a")
+    (record,) = [json.loads(line) for line in said(capsys, "tail", "--no-follow", "--json").splitlines()]
+    assert (record["position"], record["type"], record["key"], record["id"]) == (1, "video.watched", "u1", "a")
+    assert record["data"] == {"user": "u1"}
+
+
+def test_publishing_the_same_id_again_adds_nothing(capsys: Captured) -> None:
+    for _ in range(2):
+        assert "position 1" in said(capsys, "publish", "a", '{"n":1}', "--id", "a")
+    assert "error: " in said(capsys, "publish", "a", '{"n":2}', "--id", "a", code=1)
+
+
+BAD_JSON = ['{"a":1', '{"a":NaN}', "{'a':1}", "5", "null", '"x"', "", "[" * 50_000, '{"a":1e400}', "\udcff"]
+
+
+@pytest.mark.parametrize("text", BAD_JSON)
+def test_bad_json_is_refused_and_makes_no_file(text: str, capsys: Captured, folder: Path) -> None:
+    assert "expected one JSON object, as" in said(capsys, "publish", "a", text, code=2)
+    assert list(folder.iterdir()) == []
+
+
+def from_stdin(*args: str, data: bytes) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run([*TRILOGUE, *args], input=data, capture_output=True, timeout=60, check=False)
+
+
+def test_publish_lines(capsys: Captured) -> None:
+    lines = b"\xef\xbb\xbf" + b"".join(b'{"n":%d}\r\n' % n for n in range(2_500)) + b'\n{"n":2500}'
+    assert from_stdin("publish", "n.counted", "-", data=lines).stdout == b"published 2,501 n.counted\n"
+    records = [json.loads(line) for line in said(capsys, "tail", "--after", "0", "--no-follow", "--json").splitlines()]
+    assert [record["data"]["n"] for record in records] == list(range(2_501))
+
+
+def test_a_bad_line_is_named_and_those_before_it_are_there(capsys: Captured) -> None:
+    done = from_stdin("publish", "n.counted", "-", data=b'{"n":1}\n\n{"n":2}\n{"n"\n{"n":3}\n')
+    assert done.returncode == 1
+    assert b"line 4 " in done.stderr
+    assert b"the 2 events before it are published" in done.stderr
+    assert told(capsys, "status")["head"] == 2
+
+
+def test_publish_from_a_regular_file_and_from_nothing(folder: Path, capsys: Captured) -> None:
+    (folder / "in.jsonl").write_text('{"n":1}\n{"n":2}')
+    with open("in.jsonl", "rb") as file:
+        subprocess.run([*TRILOGUE, "publish", "a", "-"], stdin=file, check=True)
+    done = subprocess.run([*TRILOGUE, "publish", "a", "-"], stdin=subprocess.DEVNULL, check=True, capture_output=True)
+    assert done.stdout == b"published 0 a\n"
+    assert told(capsys, "status")["types"] == {"a": 2}
+
+
+def test_a_slow_pipe_is_published_line_by_line() -> None:
+    with subprocess.Popen([*TRILOGUE, "publish", "a", "-"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as publisher:
+        assert publisher.stdin is not None
+        publisher.stdin.write(b'{"n":1}\n')
+        publisher.stdin.flush()
+        # The pipe stays open: the event has to be on the log all the same.
+        subprocess.run([*TRILOGUE, "publish", "b", "{}"], check=True, capture_output=True)
+        follow = subprocess.run([*TRILOGUE, "tail", "a", "--limit", "1"], check=True, capture_output=True, timeout=60)
+        assert b'{"n":1}' in follow.stdout
+        publisher.send_signal(signal.SIGINT)
+        assert publisher.wait(60) == 130
+
+
+def test_a_delayed_event_waits(capsys: Captured) -> None:
+    assert "scheduled reminder" in said(capsys, "publish", "reminder", "{}", "--delay", "1h")
+    status = told(capsys, "status")
+    assert (status["head"], status["timers"]) == (0, 1)
+
+
+def test_a_new_type_near_a_known_one_is_remarked(capsys: Captured) -> None:
+    said(capsys, "publish", "video.watched", "{}")
+    assert main(["publish", "video.wached", "{}"]) == 0
+    assert "did you mean 'video.watched'?" in capsys.readouterr().err
+
+
+# ── tail ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def positions(capsys: Captured, *args: str) -> list[int]:
+    return [json.loads(line)["position"] for line in said(capsys, "tail", *args, "--json").splitlines()]
+
+
+def test_tail_chooses(capsys: Captured) -> None:
+    publish(*[Watched(f"u{n % 3}") for n in range(30)])
+    said(capsys, "publish", "badge.won", "{}")
+    assert positions(capsys, "--no-follow") == list(range(22, 32))
+    assert positions(capsys, "--no-follow", "--limit", "3") == [29, 30, 31]
+    assert positions(capsys, "--no-follow", "--after", "0", "--limit", "3") == [1, 2, 3]
+    assert positions(capsys, "--limit", "3") == [29, 30, 31]
+    assert positions(capsys, "badge.#", "--no-follow") == [31]
+    assert positions(capsys, "video.*", "--no-follow", "--key", "u1", "--after", "20") == [23, 26, 29]
+    assert positions(capsys, "nothing.*", "--no-follow") == []
+    assert positions(capsys, "--no-follow", "--after", "31") == []
+
+
+def test_tail_shows_safe_lines(capsys: Captured) -> None:
+    said(capsys, "publish", "a", '{"x":"\u202e"}', "--key", "k\x1b[2J")
+    line = said(capsys, "tail", "--no-follow")
+    assert line.startswith("1  2")
+    assert line.endswith('  a  k\\x1b[2J  {"x":"\\u202e"}\n')
+
+
+def test_tail_of_an_unknown_type_suggests(capsys: Captured) -> None:
+    publish(Watched("u"))
+    assert main(["tail", "video.wached", "--no-follow"]) == 0
+    assert "did you mean 'video.watched'?" in capsys.readouterr().err
+
+
+def test_tail_follows(capsys: Captured) -> None:
+    publish(Watched("u1"))
+    with subprocess.Popen([*TRILOGUE, "tail", "--json"], stdout=subprocess.PIPE) as tail:
+        assert tail.stdout is not None
+        assert json.loads(tail.stdout.readline())["position"] == 1
+        publish(Watched("u2"))
+        assert json.loads(tail.stdout.readline())["position"] == 2
+        tail.send_signal(signal.SIGINT)
+        assert tail.wait(60) == 130
+
+
+def test_a_reader_that_goes_away_is_no_error() -> None:
+    publish(*[Watched("u", "v" * 1_000) for _ in range(1_000)])
+    reading, writing = os.pipe()
+    with subprocess.Popen([*TRILOGUE, "tail", "--after", "0"], stdout=writing, stderr=subprocess.PIPE) as tail:
+        os.close(writing)
+        os.read(reading, 100)
+        os.close(reading)
+        assert tail.stderr is not None
+        assert tail.stderr.read() == b""
+        assert tail.wait(60) == 141
+
+
+# ── status ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_status(capsys: Captured) -> None:
+    fail_all("analytics")
+    status = told(capsys, "status")
+    (group,) = status["groups"]
+    assert (status["head"], status["types"]) == (3, {"video.watched": 3})
+    assert (group["name"], group["dead"], group["lag"]) == ("analytics", 3, 0)
+    text = said(capsys, "status")
+    assert "records 1 to 3" in text
+    assert "analytics" in text
+
+
+def test_status_of_an_empty_log(capsys: Captured) -> None:
+    said(capsys, "publish", "a", "{}", "--delay", "1h")
+    assert "no records" in said(capsys, "status")
+
+
+def test_status_watch_goes_on_until_interrupted() -> None:
+    publish(Watched("u"))
+    with subprocess.Popen([*TRILOGUE, "status", "--watch", "--json"], stdout=subprocess.PIPE) as watch:
+        assert watch.stdout is not None
+        assert [json.loads(watch.stdout.readline())["head"] for _ in range(2)] == [1, 1]
+        watch.send_signal(signal.SIGINT)
+        assert watch.wait(60) == 130
+
+
+# ── dead letters ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_dead_letters_are_listed_and_shown(capsys: Captured) -> None:
+    fail_all("analytics")
+    letters = told(capsys, "dead", "list")
+    assert [(letter["group"], letter["position"], letter["attempts"]) for letter in letters] == [
+        ("analytics", 1, 1), ("analytics", 2, 1), ("analytics", 3, 1),
+    ]  # fmt: skip
+    assert len(told(capsys, "dead", "list", "--limit", "2")) == 2
+    assert [letter["position"] for letter in told(capsys, "dead", "list", "--after", "2")] == [3]
+    table = said(capsys, "dead", "list")
+    assert "no\\x1b[2J" in table
+    text = said(capsys, "dead", "show", "2")
+    assert "raise ValueError" in text
+    assert '"user":"u2"' in text
+    assert "\x1b" not in text
+    assert told(capsys, "dead", "show", "2")["data"]["user"] == "u2"
+
+
+def test_a_group_or_position_that_is_not_there(capsys: Captured) -> None:
+    fail_all("analytics")
+    assert "did you mean 'analytics'?" in said(capsys, "dead", "list", "--group", "analitics", code=2)
+    assert "position 9 is no dead letter" in said(capsys, "dead", "show", "9", code=1)
+    assert "position 9 is no dead letter" in said(capsys, "dead", "redrive", "1", "9", code=1)
+    assert "position 9 is no dead letter" in said(capsys, "dead", "drop", "1", "9", "--yes", code=1)
+    assert len(told(capsys, "dead", "list")) == 3
+
+
+def test_a_position_dead_in_two_groups_needs_the_group(capsys: Captured) -> None:
+    fail_all("analytics", "badge")
+    assert "analytics, badge" in said(capsys, "dead", "show", "1", code=1)
+    assert "analytics, badge" in said(capsys, "dead", "redrive", "1", code=2)
+    assert told(capsys, "dead", "show", "1", "--group", "badge")["group"] == "badge"
+    said(capsys, "dead", "drop", "1", "--group", "badge", "--yes")
+    assert len(told(capsys, "dead", "list", "--group", "badge")) == 2
+    assert len(told(capsys, "dead", "list", "--group", "analytics")) == 3
+
+
+def test_redrive(capsys: Captured) -> None:
+    fail_all("analytics")
+    assert "give positions, --group NAME, or --all" in said(capsys, "dead", "redrive", code=2)
+    assert "1 dead letter of group analytics: 1 will be handled again" in said(capsys, "dead", "redrive", "2")
+    assert "2 dead letters of group analytics: 2 will" in said(capsys, "dead", "redrive", "--all")
+    assert said(capsys, "dead", "redrive", "--all") == "no dead letters\n"
+    handled = fail_all("analytics", healed=True)
+    assert sorted((e.user, e.video) for e in handled) == [("u1", "v"), ("u1", "w"), ("u2", "v")]
+    assert [e.video for e in handled if e.user == "u1"] == ["v", "w"]
+
+
+def test_drop_asks(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    fail_all("analytics")
+    assert "give positions" in said(capsys, "dead", "drop", "--yes", code=2)
+    refused = said(capsys, "dead", "drop", "--all", code=2)
+    assert "3 dead letters of group analytics would be dropped" in refused
+    assert "add --yes" in refused
+    with open(os.devnull) as silence:
+        monkeypatch.setattr(sys, "stdin", silence)
+        monkeypatch.setattr(silence.__class__, "isatty", lambda _: True, raising=False)
+    assert len(told(capsys, "dead", "list")) == 3
+    assert "3 dropped" in said(capsys, "dead", "drop", "--group", "analytics", "--yes")
+    assert told(capsys, "dead", "list") == []
+    assert said(capsys, "dead", "list") == "no dead letters\n"
+
+
+class Typed:
+    def __init__(self, answer: str) -> None:
+        self.answer = answer
+
+    def isatty(self) -> bool:
+        return True
+
+    def readline(self) -> str:
+        return self.answer
+
+
+def test_drop_takes_yes_at_a_terminal(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    fail_all("analytics")
+    for answer in ("n\n", "\n", ""):
+        monkeypatch.setattr(sys, "stdin", Typed(answer))
+        assert "nothing was done" in said(capsys, "dead", "drop", "--all", code=1)
+    monkeypatch.setattr(sys, "stdin", Typed("y\n"))
+    assert "3 dropped" in said(capsys, "dead", "drop", "--all")
+
+
+# ── replay ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_replay(capsys: Captured) -> None:
+    publish(Watched("u1"))
+    fail_all("badge")  # a new group starts now: behind the first
+    said(capsys, "dead", "drop", "--all", "--yes")
+    assert "from position 1" in said(capsys, "replay", "badge", "--to", "beginning")
+    assert len(fail_all("badge", healed=True)) == 4
+    assert "2 records, from position 3" in said(capsys, "replay", "badge", "--to", "3")
+    assert len(fail_all("badge", healed=True)) == 2
+    assert "4 records, from position 1" in said(capsys, "replay", "badge", "--to", "1h-ago")
+    assert "what comes next" in said(capsys, "replay", "badge", "--to", "now")
+    assert fail_all("badge", healed=True) == []
+    assert "from position 1" in said(capsys, "replay", "badge", "--to", "2020-01-01T00:00:00Z", "--into", "badge-2")
+    assert len(fail_all("badge-2", healed=True)) == 4
+
+
+def test_replay_refuses(capsys: Captured) -> None:
+    fail_all("badge")
+    assert "did you mean 'badge'?" in said(capsys, "replay", "bagde", "--to", "now", code=2)
+    assert "1 to 4" in said(capsys, "replay", "badge", "--to", "9", code=2)
+    assert "1 to 4" in said(capsys, "replay", "badge", "--to", "0", code=2)
+    forgets = said(capsys, "replay", "badge", "--to", "3", code=2)
+    assert "2 dead letters of group badge would be forgotten without being handled again" in forgets
+    said(capsys, "replay", "badge", "--to", "3", "--yes")
+    assert told(capsys, "dead", "list") == []
+
+
+APP = """
+from dataclasses import dataclass
+from trilogue import App, Db, event
+
+app = App("sqlite:///trilogue.db")
+
+@event("video.watched", key="user")
+@dataclass(frozen=True)
+class Watched:
+    user: str
+    video: str = "v"
+
+@app.setup
+def tables(db: Db) -> None:
+    db.execute("create table if not exists seen (user)")
+
+@app.on(group="seen", reset=lambda db: db.execute("delete from seen"))
+def see(e: Watched, db: Db) -> None:
+    db.execute("insert into seen values (?)", (e.user,))
+"""
+
+
+def test_replay_of_effects_resets_them(capsys: Captured, folder: Path) -> None:
+    (folder / "replayed.py").write_text(APP)
+    sys.path.insert(0, str(folder))
+    from replayed import Watched as Seen
+    from replayed import app
+
+    async def run(events: list[object]) -> list[tuple[Any, ...]]:
+        async with app.running():
+            await app.publish_many(events)
+            await app.wait_idle(timeout=30)
+            return await app.db("select user from seen order by 1")
+
+    try:
+        assert asyncio.run(run([Seen("u1"), Seen("u2")])) == [("u1",), ("u2",)]
+        assert "--app MODULE:APP" in said(capsys, "replay", "seen", "--to", "beginning", code=2)
+        assert "from position 1" in said(capsys, "replay", "seen", "--to", "beginning", "--app", "replayed:app")
+        assert asyncio.run(run([])) == [("u1",), ("u2",)]
+    finally:
+        sys.path.remove(str(folder))
