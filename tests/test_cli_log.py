@@ -290,15 +290,12 @@ def test_redrive(capsys: Captured) -> None:
     assert [e.video for e in handled if e.user == "u1"] == ["v", "w"]
 
 
-def test_drop_asks(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_drop_without_a_terminal_needs_yes(capsys: Captured) -> None:
     fail_all("analytics")
     assert "give positions" in said(capsys, "dead", "drop", "--yes", code=2)
     refused = said(capsys, "dead", "drop", "--all", code=2)
     assert "3 dead letters of group analytics would be dropped" in refused
     assert "add --yes" in refused
-    with open(os.devnull) as silence:
-        monkeypatch.setattr(sys, "stdin", silence)
-        monkeypatch.setattr(silence.__class__, "isatty", lambda _: True, raising=False)
     assert len(told(capsys, "dead", "list")) == 3
     assert "3 dropped" in said(capsys, "dead", "drop", "--group", "analytics", "--yes")
     assert told(capsys, "dead", "list") == []
@@ -395,3 +392,32 @@ def test_replay_of_effects_resets_them(capsys: Captured, folder: Path) -> None:
         assert asyncio.run(run([])) == [("u1",), ("u2",)]
     finally:
         sys.path.remove(str(folder))
+
+
+# ── groups ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_group_is_forgotten(capsys: Captured) -> None:
+    fail_all("analytics", "badge")
+    publish(Watched("u9"))
+    assert "did you mean 'badge'?" in said(capsys, "groups", "drop", "bagde", code=2)
+    refused = said(capsys, "groups", "drop", "badge", code=2)
+    assert "group badge would be dropped: lag 1, dead letters 3" in refused
+    assert "badge: dropped" in said(capsys, "groups", "drop", "badge", "--yes")
+    assert [group["name"] for group in told(capsys, "status")["groups"]] == ["analytics"]
+    assert len(told(capsys, "dead", "list")) == 3
+
+
+def test_the_sentence_about_an_orphaned_group_leads_out(capsys: Captured, folder: Path) -> None:
+    fail_all("old-name")
+    publish(Watched("u9"))
+    (folder / "renamed.py").write_text("from trilogue import App\napp = App()\n")
+    sentence = said(capsys, "run", "renamed:app", code=2)
+    assert "`trilogue groups drop old-name`" in sentence
+    said(capsys, "groups", "drop", "old-name", "--yes")
+
+    async def run() -> None:
+        async with App(URL).running():
+            pass
+
+    asyncio.run(run())

@@ -11,6 +11,8 @@ await app.run()            until SIGTERM                 (`trilogue run module:a
 
 import asyncio
 import contextlib
+import difflib
+import inspect
 import logging
 import os
 import signal
@@ -86,6 +88,11 @@ class Router:
         db_limit: how long the SQL of one call with `db` may take.
         Raises a WiringError when the App is opened.
         """
+        _check_options(options)
+        if isinstance(handler_or_pattern, type):
+            raise UnknownEvent(
+                f"on({handler_or_pattern.__qualname__}): write @app.on alone; the annotation of the parameter says which events"
+            )
         if callable(handler_or_pattern):
             self.handlers.append((handler_or_pattern, None, options))
             return handler_or_pattern
@@ -127,9 +134,7 @@ class App(Router):
     def subscriptions(self) -> Sequence[Subscription]:
         """What is subscribed, as read from the handlers' signatures; raises a WiringError naming the first mistake."""
         if len(self._subscriptions) != len(self.handlers):
-            subs = [
-                subscription(handler, pattern, app=self.name, **options) for handler, pattern, options in self.handlers
-            ]
+            subs = [subscription(handler, pattern, app=self.name, **options) for handler, pattern, options in self.handlers]
             for n, sub in enumerate(subs):
                 if any(sub.group.name == other.group.name for other in subs[:n]):
                     raise TwiceNamed(f"two handlers are group {sub.group.name!r}: give each its own name with group=")
@@ -353,6 +358,16 @@ class App(Router):
     def sync(self) -> SyncApp:
         """The same for programs without an event loop: `with app.sync() as bus: bus.publish(...)`."""
         return SyncApp(self)
+
+
+_OPTIONS = inspect.signature(subscription).parameters.keys() - {"handler", "pattern", "app"}
+
+
+def _check_options(options: dict[str, Any]) -> None:
+    for name in options.keys() - _OPTIONS:
+        near = difflib.get_close_matches(name, _OPTIONS, 1)
+        hint = f"did you mean {near[0]}=?" if near else f"there are {', '.join(sorted(_OPTIONS))}"
+        raise BadOption(f"on() has no option {name!r}: {hint}")
 
 
 def _page(query: Query, limit: int, *, after: int | None = None, before: int | None = None) -> Query:

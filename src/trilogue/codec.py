@@ -7,16 +7,30 @@ base64, unions); pydantic models do their own.
 """
 
 import base64
+import contextlib
+import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any
 
 import msgspec
 
-from trilogue.errors import BadOption, DecodeError
-from trilogue.events import Envelope, Record, as_datetime, event_type, key_reader, new_id, now_us
+from trilogue.errors import BadOption, DecodeError, UnknownEvent
+from trilogue.events import (
+    EARLIEST_US,
+    LATEST_US,
+    MOST_VERSION,
+    Envelope,
+    Record,
+    as_datetime,
+    as_us,
+    event_type,
+    key_reader,
+    new_id,
+    now_us,
+)
 
 JSON = "application/json"
 
@@ -34,9 +48,12 @@ class Coder:
 
 @lru_cache(maxsize=4096)
 def coder(cls: Any) -> Coder:
-    """The Coder of an event class; raises UnknownEvent for a class without @event."""
+    """The Coder of an event class; raises UnknownEvent for a class without @event, or one that cannot be an event."""
     mark = event_type(cls)
-    encode, decode = _pydantic(cls) if _is_pydantic(cls) else _msgspec(cls)
+    try:
+        encode, decode = _pydantic(cls) if _is_pydantic(cls) else _msgspec(cls)
+    except (TypeError, ValueError, NameError) as error:
+        raise UnknownEvent(f"event {mark.name!r}: {cls.__qualname__} cannot be read from JSON: {error}") from error
     return Coder(mark.name, mark.version, encode, decode, key_reader(cls))
 
 
@@ -46,13 +63,15 @@ def _is_pydantic(cls: Any) -> bool:
 
 
 def _msgspec(cls: type) -> tuple[Callable[[Any], bytes], Callable[[bytes], Any]]:
+    if not is_dataclass(cls) and not issubclass(cls, msgspec.Struct):
+        raise TypeError("it is no dataclass, msgspec Struct or pydantic model; put @dataclass below @event")
     encoder = msgspec.json.Encoder(enc_hook=_nested_to_builtin)
     decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(cls, dec_hook=_nested_from_builtin)
 
     def decode(data: bytes) -> Any:
         try:
             return decoder.decode(data)
-        except (msgspec.MsgspecError, RecursionError, ValueError) as error:
+        except Exception as error:  # whatever __post_init__ raises, too: the bytes are not such an event
             raise DecodeError(f"not a {cls.__qualname__}: {error}") from error
 
     return encoder.encode, decode
@@ -60,28 +79,31 @@ def _msgspec(cls: type) -> tuple[Callable[[Any], bytes], Callable[[bytes], Any]]
 
 def _pydantic(cls: Any) -> tuple[Callable[[Any], bytes], Callable[[bytes], Any]]:
     def encode(event: Any) -> bytes:
-        return bytes(event.model_dump_json(), "utf-8")
+        return _dump(event)
 
     def decode(data: bytes) -> Any:
         try:
             return cls.model_validate_json(data)
-        except (ValueError, RecursionError) as error:  # pydantic's ValidationError is a ValueError
+        except Exception as error:  # a validator may raise anything
             raise DecodeError(f"not a {cls.__qualname__}: {error}") from error
 
     return encode, decode
 
 
+def _dump(model: Any) -> bytes:
+    # By alias, and without computed fields, because that is what validation expects back.
+    return bytes(model.model_dump_json(by_alias=True, round_trip=True), "utf-8")
+
+
 def _nested_to_builtin(value: Any) -> Any:
     if _is_pydantic(type(value)):
-        return value.model_dump(mode="json")
-    raise NotImplementedError(
-        f"{type(value).__qualname__} cannot be written as JSON: use a dataclass, a Struct or builtins"
-    )
+        return msgspec.Raw(_dump(value))
+    raise NotImplementedError(f"{type(value).__qualname__} cannot be written as JSON: use a dataclass, a Struct or builtins")
 
 
 def _nested_from_builtin(cls: type, value: Any) -> Any:
     if _is_pydantic(cls):
-        return cls.model_validate(value)  # type: ignore[attr-defined]
+        return cls.model_validate_json(msgspec.json.encode(value))  # type: ignore[attr-defined]
     raise NotImplementedError(f"{cls.__qualname__} cannot be read from JSON: use a dataclass, a Struct or builtins")
 
 
@@ -106,28 +128,27 @@ def envelope(
     >>> envelope(A(1)).data
     b'{"n":1}'
     """
-    code = coder(type(event))
+    cls: Any = type(event)
+    code = coder(cls)
     try:
         data = code.encode(event)
-    except (TypeError, ValueError, NotImplementedError, RecursionError) as error:
+    except (TypeError, ValueError, OverflowError, NotImplementedError, RecursionError) as error:
         raise BadOption(f"event {code.type!r} cannot be encoded: {error}") from error
+    if time_us is None:
+        time_us = now_us()
+    elif not EARLIEST_US <= time_us <= LATEST_US:
+        raise BadOption(f"time_us={time_us} of event {code.type!r} is out of range: expected microseconds, year 1 to 9999")
+    if id is None:
+        id = new_id()
     if cause is None:
-        return Envelope(
-            id or new_id(),
-            code.type,
-            data,
-            code.key(event),
-            source,
-            now_us() if time_us is None else time_us,
-            code.version,
-        )
+        return Envelope(id, code.type, data, code.key(event), source, time_us, code.version)
     return Envelope(
-        id or new_id(),
+        id,
         code.type,
         data,
         code.key(event),
         source,
-        now_us() if time_us is None else time_us,
+        time_us,
         code.version,
         cause.correlation_id or cause.id,
         cause.id,
@@ -147,6 +168,8 @@ _NAMED = {
     "traceparent": "traceparent",
 }
 _REQUIRED = ("id", "source", "type")
+_OURS = ("specversion", "time", "schemaversion", "data", "data_base64")
+_JSON_TYPE = re.compile(r"(application|text)/([a-zA-Z0-9.\-]+\+)?json\s*(;.*)?", re.IGNORECASE)
 
 
 def to_cloudevent(envelope: Envelope) -> bytes:
@@ -160,50 +183,66 @@ def to_cloudevent(envelope: Envelope) -> bytes:
         "schemaversion": envelope.schema_version,
     }
     for attribute, name in _NAMED.items():
-        if (value := getattr(envelope, name)) is not None:
+        if value := getattr(envelope, name):  # the specification knows no empty attribute
             document[attribute] = value
-    document.update(envelope.extensions or {})
+    document = {"datacontenttype": JSON} | (envelope.extensions or {}) | document
     if isinstance(envelope, Record):
         # `sequence` is compared as text, so it is padded to the width of the largest position.
         document |= {"sequence": f"{envelope.position:019d}", "recordedtime": as_datetime(envelope.recorded_us)}
-    return msgspec.json.encode(document | _data(envelope))
+    return msgspec.json.encode(document | _data(envelope.data, document["datacontenttype"]))
 
 
-def _data(envelope: Envelope) -> dict[str, Any]:
-    content_type = (envelope.extensions or {}).get("datacontenttype", JSON)
-    if content_type != JSON:
-        return {"data_base64": envelope.data}
-    return {"datacontenttype": JSON, "data": msgspec.Raw(envelope.data)}
+def _data(data: bytes, content_type: str) -> dict[str, Any]:
+    if _JSON_TYPE.fullmatch(content_type):
+        with contextlib.suppress(msgspec.DecodeError):
+            return {"data": msgspec.json.decode(data, type=msgspec.Raw)}
+    return {"data_base64": data}
 
 
 def from_cloudevent(document: bytes) -> Envelope:
     """The Envelope in a CloudEvent in JSON; raises DecodeError naming the attribute that is missing or wrong.
 
-    Attributes without a field of their own are kept in `extensions`.
+    Attributes without a field of their own are kept in `extensions`; those that a log gives to its records are not.
     """
     try:
-        attributes = msgspec.json.decode(document, type=dict[str, msgspec.Raw])
-        plain = {name: msgspec.json.decode(raw) for name, raw in attributes.items() if name != "data"}
-    except (msgspec.MsgspecError, RecursionError) as error:
+        raw = msgspec.json.decode(document, type=dict[str, msgspec.Raw])
+        plain = {name: msgspec.json.decode(value) for name, value in raw.items() if name != "data"}
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
         raise DecodeError(f"not a CloudEvent: {error}") from error
-    _check_attributes(plain)
-    data = (
-        base64.b64decode(plain.pop("data_base64")) if "data_base64" in plain else bytes(attributes.get("data", b"null"))
-    )
-    version = plain.pop("schemaversion", 1)
-    time = plain.pop("time", None)
-    if plain.get("datacontenttype") == JSON:
-        del plain["datacontenttype"]
-    for ours in ("specversion", "sequence", "recordedtime"):
-        plain.pop(ours, None)
+    attributes = {name: value for name, value in plain.items() if value is not None}  # null means not there
+    _check_attributes(attributes)
+    content_type = str(attributes.get("datacontenttype", JSON))
+    if content_type == JSON:
+        attributes.pop("datacontenttype", None)
+    if "recordedtime" in attributes:
+        del attributes["recordedtime"]
+        attributes.pop("sequence", None)
+    known = {*_REQUIRED, *_NAMED, *_OURS}
+    named: dict[str, Any] = {name: attributes.get(attribute) for attribute, name in _NAMED.items()}
     return Envelope(
-        **{name: plain.pop(name) for name in _REQUIRED},
-        **{name: plain.pop(attribute, None) for attribute, name in _NAMED.items()},
-        data=data,
-        schema_version=version,
-        time_us=now_us() if time is None else _parse_time(time),
-        extensions=plain or None,
+        **{name: attributes[name] for name in _REQUIRED},
+        **named,
+        data=_data_of(attributes.get("data_base64"), raw.get("data"), content_type),
+        schema_version=attributes.get("schemaversion", 1),
+        time_us=_parse_time(attributes["time"]) if "time" in attributes else now_us(),
+        extensions={name: value for name, value in attributes.items() if name not in known} or None,
     )
+
+
+def _data_of(encoded: str | None, data: msgspec.Raw | None, content_type: str) -> bytes:
+    if encoded is None and data is None:
+        return b"null"
+    if encoded is None:
+        text = b"" if data is None else bytes(data)
+        # Text that is no JSON travels as a JSON string.
+        is_text = text.startswith(b'"') and not _JSON_TYPE.fullmatch(content_type)
+        return str(msgspec.json.decode(text)).encode() if is_text else text
+    if data is not None and bytes(data) != b"null":
+        raise DecodeError("not a CloudEvent: it has both 'data' and 'data_base64'")
+    try:
+        return base64.b64decode(encoded, validate=True)
+    except ValueError as error:
+        raise DecodeError(f"not a CloudEvent: 'data_base64' is not base64: {error}") from error
 
 
 def _check_attributes(attributes: dict[str, Any]) -> None:
@@ -212,9 +251,12 @@ def _check_attributes(attributes: dict[str, Any]) -> None:
             raise DecodeError(f"not a CloudEvent: attribute {name!r} must be a text that is not empty")
     if attributes.get("specversion") != "1.0":
         raise DecodeError(f"CloudEvents version {attributes.get('specversion')!r} is not understood: expected '1.0'")
-    if not isinstance(attributes.get("schemaversion", 1), int):
-        raise DecodeError("not a CloudEvent of ours: attribute 'schemaversion' must be a whole number")
+    version = attributes.get("schemaversion", 1)
+    if type(version) is not int or not 1 <= version <= MOST_VERSION:
+        raise DecodeError(f"not a CloudEvent of ours: 'schemaversion' is {version!r}, expected 1 to {MOST_VERSION}")
     for name, value in attributes.items():
+        if name in (*_NAMED, "time", "datacontenttype", "data_base64") and not isinstance(value, str):
+            raise DecodeError(f"not a CloudEvent: attribute {name!r} must be a text")
         if not isinstance(value, (str, int, bool)):
             raise DecodeError(f"not a CloudEvent: attribute {name!r} must be a text, a whole number or a boolean")
 
@@ -224,4 +266,4 @@ def _parse_time(text: str) -> int:
         moment = msgspec.convert(text, datetime)
     except msgspec.MsgspecError as error:
         raise DecodeError(f"not a CloudEvent: time {text!r} is not RFC 3339") from error
-    return round((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1_000_000)
+    return as_us(moment if moment.tzinfo else moment.replace(tzinfo=UTC))

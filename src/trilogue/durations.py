@@ -23,22 +23,22 @@ def microseconds(duration: Duration) -> int:
     1500000
     """
     if isinstance(duration, timedelta):
-        us = duration // timedelta(microseconds=1)
+        us: float = duration // timedelta(microseconds=1)
     elif isinstance(duration, str):
         us = _parse(duration)
+    elif isinstance(duration, (int, float)) and not isinstance(duration, bool):
+        us = duration * 1_000_000
     else:
-        us = round(duration * 1_000_000) if 0 <= duration < LONGEST_US else -1
-    if not 0 <= us <= LONGEST_US:
+        raise BadOption(f"duration {duration!r} is not understood: expected '5m', a timedelta, or seconds")
+    if not 0 <= us <= LONGEST_US:  # also refuses what is not a number, and infinity
         raise BadOption(f"duration {duration!r} is out of range: expected 0 to 10 years")
-    return us
+    return round(us)
 
 
-def _parse(text: str) -> int:
+def _parse(text: str) -> float:
     if not _WHOLE.fullmatch(text.strip()):
-        raise BadOption(
-            f"duration {text!r} is not understood: write a number and a unit (us ms s m h d), as '5m' or '1h30m'"
-        )
-    return round(sum(float(number) * UNITS_US[unit] for number, unit in _PART.findall(text)))
+        raise BadOption(f"duration {text!r} is not understood: write a number and a unit (us ms s m h d), as '5m' or '1h30m'")
+    return sum(float(number) * UNITS_US[unit] for number, unit in _PART.findall(text))
 
 
 def seconds(duration: Duration) -> float:
@@ -54,5 +54,6 @@ def readable(us: float) -> str:
     """
     for unit in ("d", "h", "m", "s", "ms"):
         if us >= UNITS_US[unit]:
-            return f"{us / UNITS_US[unit]:.3g}{unit}"
+            count = us / UNITS_US[unit]
+            return f"{count:.0f}{unit}" if count >= 100 else f"{count:.3g}{unit}"
     return f"{us:.0f}us"

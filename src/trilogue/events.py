@@ -9,12 +9,14 @@
 All times are microseconds since 1970 in UTC (`…_us`); properties give them as datetimes.
 """
 
+import dataclasses
 import operator
 import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from enum import Enum
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 KEY_CHARS = 512
+MOST_VERSION = 2**31 - 1
 _MARK = "__trilogue_event__"
 
 
@@ -44,16 +47,14 @@ class EventType:
     topic: str | None
 
 
-def event(
-    name: str, *, key: str | None = None, version: int = 1, topic: str | None = None
-) -> Callable[[type[T]], type[T]]:
+def event(name: str, *, key: str | None = None, version: int = 1, topic: str | None = None) -> Callable[[type[T]], type[T]]:
     """Declare a dataclass, msgspec Struct or pydantic model to be an event.
 
     name: the stored type, as "video.watched"; never changes, the class may move and be renamed freely.
     key: the field whose value orders deliveries; None: any order.
     version: the schema version, from 1.
     topic: the Kafka topic; None: the first word of the name.
-    Raises BadPattern for a name that cannot be a type, BadOption for a version below 1.
+    Raises BadPattern for a name that cannot be a type, BadOption for a version out of 1 to 2³¹ - 1.
 
     >>> @event("video.watched", key="user")
     ... @dataclass(frozen=True)
@@ -62,8 +63,8 @@ def event(
     ...     video: str
     """
     check_type(name)
-    if version < 1:
-        raise BadOption(f"version of event {name!r} is {version}: expected 1 or more")
+    if not isinstance(version, int) or not 1 <= version <= MOST_VERSION:
+        raise BadOption(f"version of event {name!r} is {version!r}: expected a whole number, 1 to {MOST_VERSION}")
     mark = EventType(name, key, version, topic)
 
     def declare(cls: type[T]) -> type[T]:
@@ -95,18 +96,21 @@ def key_reader(cls: type) -> Callable[[object], str | None]:
         return lambda _: None
     fields = _fields(cls)
     if mark.key not in fields:
-        raise UnknownEvent(
-            f"event {mark.name!r}: key {mark.key!r} is no field of {cls.__qualname__}, which has {sorted(fields)}"
-        )
+        raise UnknownEvent(f"event {mark.name!r}: key {mark.key!r} is no field of {cls.__qualname__}, which has {sorted(fields)}")
     read = operator.attrgetter(mark.key)
-    return lambda e: value if isinstance(value := read(e), str) or value is None else str(value)
+    return lambda e: value if type(value := read(e)) is str or value is None else _key_text(value)
+
+
+def _key_text(value: object) -> str:
+    """A key that is no text, as it stands in the data too."""
+    return str(value.value if isinstance(value, Enum) else value)
 
 
 def _fields(cls: type) -> set[str]:
-    names: set[str] = set()
-    for base in cls.__mro__:
-        names.update(vars(base).get("__annotations__", ()))
-    return names
+    if dataclasses.is_dataclass(cls):
+        return {field.name for field in dataclasses.fields(cls)}
+    names: Any = getattr(cls, "__struct_fields__", None) or getattr(cls, "model_fields", ())
+    return set(names)
 
 
 # ── identities ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -117,16 +121,30 @@ def now_us() -> int:
     return time.time_ns() // 1_000
 
 
-_last_id = 0
+class _Clock:
+    """The millisecond ids are made in, its text, and how many of its 4,096 are used."""
+
+    ms = 0
+    text = ""
+    count = 0
 
 
 def new_id() -> str:
-    """A new UUID of version 7 (RFC 9562): 48 bits of time and a counter in front, so that a process's ids only ever grow."""
-    global _last_id
-    _last_id = max(_last_id + 1, time.time_ns() // 1_000_000 << 12)
-    return _uuid(
-        (_last_id >> 12 << 80) | (0x7 << 76) | ((_last_id & 0xFFF) << 64) | (0b10 << 62) | random.getrandbits(62)
-    )
+    """A new UUID of version 7 (RFC 9562): time and a counter in front, so that the ids of a process only ever grow."""
+    ms = time.time_ns() // 1_000_000
+    if ms > _Clock.ms:
+        _next_ms(ms)
+    elif _Clock.count == 4_095:
+        _next_ms(_Clock.ms + 1)  # more than 4,096 in a millisecond: borrowed from the next
+    else:
+        _Clock.count += 1
+    tail = f"{0x8000000000000000 | random.getrandbits(62):x}"
+    return f"{_Clock.text}{_Clock.count:03x}-{tail[:4]}-{tail[4:]}"
+
+
+def _next_ms(ms: int) -> None:
+    text = f"{ms:012x}"
+    _Clock.ms, _Clock.text, _Clock.count = ms, f"{text[:8]}-{text[8:]}-7", 0
 
 
 def derived_id(time_us: int, *parts: str | int) -> str:
@@ -135,7 +153,8 @@ def derived_id(time_us: int, *parts: str | int) -> str:
     Ids of imported rows and of emitted events are made so: a repetition makes the same id and adds nothing, and the
     leading time keeps the index of ids growing at its end only.
     """
-    digest = int.from_bytes(blake2b("\x1f".join(map(str, parts)).encode(), digest_size=10).digest(), "big")
+    # Encoded as a list, so that no two different lists of parts are the same bytes.
+    digest = int.from_bytes(blake2b(msgspec.json.encode([str(part) for part in parts]), digest_size=10).digest(), "big")
     ms = (time_us // 1_000) & ((1 << 48) - 1)
     tail = digest & ((1 << 74) - 1)
     return _uuid((ms << 80) | (0x8 << 76) | ((tail >> 62) << 64) | (0b10 << 62) | (tail & ((1 << 62) - 1)))
@@ -149,9 +168,22 @@ def _uuid(number: int) -> str:
 # ── on the log ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+
+
 def as_datetime(us: int) -> datetime:
-    """Microseconds since 1970 as a datetime in UTC."""
-    return datetime.fromtimestamp(us / 1_000_000, UTC)
+    """Microseconds since 1970 as a datetime in UTC; exact, and the first or last possible one if it is out of range."""
+    return _EPOCH + min(max(us, EARLIEST_US), LATEST_US) * _MICROSECOND
+
+
+def as_us(moment: datetime) -> int:
+    """A datetime with a time zone as microseconds since 1970; exact."""
+    return (moment - _EPOCH) // _MICROSECOND
+
+
+EARLIEST_US = as_us(datetime.min.replace(tzinfo=UTC))
+LATEST_US = as_us(datetime.max.replace(tzinfo=UTC))
 
 
 class Envelope(msgspec.Struct, frozen=True):

@@ -142,7 +142,7 @@ class Gate:
         self._ready: deque[list[Delivery]] = deque()
         self._due_keys: list[tuple[int, str]] = []
         self._loose: list[tuple[int, int, int]] = []
-        self._loose_out: set[int] = set()
+        self._loose_out: dict[int, int] = {}  # position: slot
 
     def reset(self) -> None:
         """Forget everything: the store is read again. What is out can no longer be settled."""
@@ -172,11 +172,20 @@ class Gate:
         for span in self.spans:
             span.lent = {position: d for position, d in span.lent.items() if d.lease.slot != slot}
             span.followers = [row for row in span.followers if row.slot != slot]
+            span.slots.discard(slot)  # when it moves, it must not take the cursor of the slot's next owner along
         self._ready = deque(run for run in self._ready if run[0].lease.slot != slot)
         self._loose = [entry for entry in self._loose if entry[2] != slot]
         heapq.heapify(self._loose)
+        self._loose_out = {position: s for position, s in self._loose_out.items() if s != slot}
         self.out -= self.out_by_slot[slot]
         self.out_by_slot[slot] = 0
+
+    def leave(self, slots: set[int]) -> None:
+        """Take nothing new of these slots, so that they drain; one that stays after all is read again from where it was left."""
+        for slot in self.leaving - slots:
+            if slot in self.leases:
+                self.scan = min(self.scan, self.seen[slot])
+        self.leaving = slots
 
     def drained(self, slot: int) -> bool:
         """Whether nothing of the slot is out."""
@@ -250,7 +259,7 @@ class Gate:
     def lend_loose(self, rows: Sequence[HeldRow]) -> list[Delivery]:
         """Lend held records without order."""
         owned = [row for row in rows if row.slot in self.leases]
-        self._loose_out.update(row.record.position for row in owned)
+        self._loose_out.update((row.record.position, row.slot) for row in owned)
         return [self._lend_row(row) for row in owned]
 
     def _lend_row(self, row: HeldRow) -> Delivery:
@@ -318,12 +327,22 @@ class Gate:
         """Deliveries that had waited for their key and may go out now."""
         taken: list[Delivery] = []
         while self._ready and len(taken) < limit:
-            run = self._ready.popleft()
+            run = self._not_more_than(limit - len(taken), self._ready.popleft())
             for delivery in run:
                 self.out_by_slot[delivery.lease.slot] += 1
             self.out += len(run)
             taken += run
         return taken
+
+    def _not_more_than(self, limit: int, run: list[Delivery]) -> list[Delivery]:
+        """The first of a key's deliveries; the rest waits on."""
+        rest = run[limit:]
+        if rest:
+            key = self.keys[run[0].record.key or ""]
+            key.out -= len(rest)
+            key.waiting = rest + key.waiting
+            self.waiting += len(rest)
+        return run[:limit]
 
     @property
     def has_ready(self) -> bool:
@@ -371,9 +390,7 @@ class Gate:
         return plan
 
     def _empty_plan(self) -> Plan:
-        return Plan(
-            self.generation, self.epoch, {slot: lease.epoch for slot, lease in self.leases.items()}, self.ordered
-        )
+        return Plan(self.generation, self.epoch, {slot: lease.epoch for slot, lease in self.leases.items()}, self.ordered)
 
     def _move(self, plan: Plan, end: int) -> None:
         while self.spans and self.spans[0].end <= end:
@@ -383,7 +400,7 @@ class Gate:
                 record = delivery.record
                 delivery.is_held = True
                 if not self.ordered or record.key is None:
-                    self._loose_out.add(record.position)
+                    self._loose_out[record.position] = delivery.lease.slot
                 key = record.key if self.ordered else None
                 plan.rows.append(Row(record.position, delivery.lease.slot, key, delivery.attempt))
             plan.followers += span.followers
@@ -421,7 +438,9 @@ class Gate:
             return
         for row in plan.followers:
             key = self.keys.get(row.key) if row.key is not None else None
-            if key is not None and row.slot in self.leases:
+            lease = self.leases.get(row.slot)
+            # The slot may have gone and come back meanwhile: then the key is another one, which never counted these rows.
+            if key is not None and lease is not None and lease.epoch == plan.epochs[row.slot]:
                 key.unwritten -= 1
                 self.unwritten -= 1
                 self._wake(row.key or "", key)
@@ -437,7 +456,7 @@ class Gate:
         if self.ordered and name is not None:
             self._answered(name, due_us)
             return
-        self._loose_out.discard(delivery.record.position)
+        self._loose_out.pop(delivery.record.position, None)
         if due_us is not None and due_us < NEVER_US:
             heapq.heappush(self._loose, (due_us, delivery.record.position, delivery.lease.slot))
 

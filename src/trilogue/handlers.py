@@ -111,16 +111,16 @@ def subscription(
     """Read a handler's signature; raises a WiringError that names the handler and the mend."""
     name = _qualified(handler)
     parameters, hints = _signature(handler, name)
-    takes_db = any(p == "db" or hints.get(p) is Db for p in parameters[1:])
-    takes_ctx = any(p == "ctx" or hints.get(p) is Context for p in parameters[1:])
+    takes_db, takes_ctx = "db" in parameters[1:], "ctx" in parameters[1:]
     annotation = hints.get(parameters[0], Record)
     is_list = get_origin(annotation) in (list, Sequence, typing.Sequence)
     coders = _coders(get_args(annotation)[0] if is_list else annotation, name)
     kind = _kind(handler, takes_db, name)
     patterns = _patterns(pattern, coders, name)
     _check(name, kind, timeout, batch, is_list, takes_ctx, concurrency, order, on_dead, start)
-    group_name = group or name
-    if not 0 < len(group_name) <= NAME_CHARS or not group_name.isprintable():
+    _check_policy(name, retry, reset, {"timeout": timeout, "db_limit": db_limit})
+    group_name = name if group is None else group
+    if not isinstance(group_name, str) or not 0 < len(group_name) <= NAME_CHARS or not group_name.isprintable():
         raise BadOption(f"group {group_name!r} of {name}: expected 1 to {NAME_CHARS} printable characters")
     return Subscription(
         group=Group(group_name, patterns, order == "key", start, has_effects=takes_db, app=app),
@@ -148,15 +148,23 @@ def _qualified(handler: Callable[..., Any]) -> str:
 
 
 def _signature(handler: Callable[..., Any], name: str) -> tuple[list[str], dict[str, Any]]:
+    if not inspect.isroutine(handler):
+        raise UnknownEvent(f"handler {name} is no function: write @app.on above a function, or use app.on(service.method)")
     try:
-        parameters = list(inspect.signature(handler).parameters)
+        signature = inspect.signature(handler)
         hints = get_type_hints(handler)
-    except (TypeError, ValueError, NameError) as error:
+    except (TypeError, ValueError, NameError, AttributeError) as error:
         raise UnknownEvent(f"the annotations of handler {name} cannot be read: {error}") from error
-    unknown = [p for p in parameters[1:] if p not in ("db", "ctx") and hints.get(p) not in (Db, Context)]
+    parameters = list(signature.parameters)
+    extra = {p: None for p in parameters[1:]}
+    unknown = [p for p in extra if p not in ("db", "ctx")]
     if not parameters or unknown:
         got = f"also takes {', '.join(unknown)}" if parameters else "takes nothing"
         raise UnknownEvent(f"handler {name} {got}: expected the event first, then at most `db: Db` and `ctx: Context`")
+    try:
+        signature.bind(None, **extra)
+    except TypeError as error:
+        raise UnknownEvent(f"handler {name} cannot be called as (event, db=, ctx=): {error}") from error
     return parameters, hints
 
 
@@ -168,9 +176,7 @@ def _coders(annotation: Any, name: str) -> dict[str, Coder]:
     found: dict[str, Coder] = {}
     for cls in classes:
         if not is_event(cls):
-            raise UnknownEvent(
-                f"handler {name} takes {cls!r}, which is no event: put @event('some.type') above the class"
-            )
+            raise UnknownEvent(f"handler {name} takes {cls!r}, which is no event: put @event('some.type') above the class")
         code = coder(cls)
         if code.type in found:
             raise TwiceNamed(f"handler {name} takes two classes that are both event {code.type!r}: keep one of them")
@@ -190,10 +196,20 @@ def _patterns(pattern: str | None, coders: dict[str, Coder], name: str) -> tuple
         return (pattern,)
     both = tuple(sorted(known for known in coders if matches(pattern, known)))
     if not both:
-        raise UnknownEvent(
-            f"handler {name}: pattern {pattern!r} matches none of its events ({', '.join(sorted(coders))})"
-        )
+        raise UnknownEvent(f"handler {name}: pattern {pattern!r} matches none of its events ({', '.join(sorted(coders))})")
     return both
+
+
+def _check_policy(
+    name: str, retry: Retry | None, reset: Callable[[Db], None] | None, limits: dict[str, Duration | None]
+) -> None:
+    if retry is not None and not isinstance(retry, Retry):
+        raise BadOption(f"handler {name} has retry={retry!r}: expected Retry(5, '1s..5m')")
+    if reset is not None and not callable(reset):
+        raise BadOption(f"handler {name} has reset={reset!r}: expected a function that takes the database")
+    for option, limit in limits.items():
+        if limit is not None and microseconds(limit) == 0:
+            raise BadOption(f"handler {name} has {option}={limit!r}: nothing is done in no time; expected a duration, as '5s'")
 
 
 def _kind(handler: Callable[..., Any], takes_db: bool, name: str) -> Kind:
@@ -224,14 +240,11 @@ def _check(
         )
     if batch is not None and not is_list:
         raise BadOption(f"handler {name} has batch={batch} but takes one event: annotate its parameter as list[...]")
-    if batch is not None and not 1 <= batch <= MOST_BATCH:
-        raise BadOption(f"handler {name} has batch={batch}: expected 1 to {MOST_BATCH}")
+    for option, number, most in (("batch", batch, MOST_BATCH), ("concurrency", concurrency, MOST_CONCURRENCY)):
+        if number is not None and (type(number) is not int or not 1 <= number <= most):
+            raise BadOption(f"handler {name} has {option}={number!r}: expected 1 to {most}")
     if is_list and takes_ctx:
-        raise BadOption(
-            f"handler {name} takes a batch and ctx: a context belongs to one event; take list[Record] instead"
-        )
-    if not 1 <= concurrency <= MOST_CONCURRENCY:
-        raise BadOption(f"handler {name} has concurrency={concurrency}: expected 1 to {MOST_CONCURRENCY}")
+        raise BadOption(f"handler {name} takes a batch and ctx: a context belongs to one event; take list[Record] instead")
     for option, value, allowed in (
         ("order", order, ("key", None)),
         ("on_dead", on_dead, ("skip", "park")),

@@ -21,7 +21,7 @@ _PATTERN = re.compile(rf"(?:{_WORD}|\*|#)(?:\.(?:{_WORD}|\*|#)){{0,31}}", re.ASC
 
 def check_type(name: str) -> str:
     """The name itself if it can be an event type; raises BadPattern otherwise."""
-    if len(name) <= TYPE_CHARS and _TYPE.fullmatch(name):
+    if isinstance(name, str) and len(name) <= TYPE_CHARS and _TYPE.fullmatch(name):
         return name
     raise BadPattern(
         f"event type {name!r} is not allowed: expected words of letters, digits, _ and - separated by dots, as 'video.watched'"
@@ -30,7 +30,7 @@ def check_type(name: str) -> str:
 
 def check_pattern(pattern: str) -> str:
     """The pattern itself if it is one; raises BadPattern otherwise."""
-    if len(pattern) <= TYPE_CHARS and _PATTERN.fullmatch(pattern):
+    if isinstance(pattern, str) and len(pattern) <= TYPE_CHARS and _PATTERN.fullmatch(pattern):
         return pattern
     raise BadPattern(
         f"pattern {pattern!r} is not understood: expected words separated by dots, `*` for one word, `#` for any number, "

@@ -36,8 +36,11 @@ class Retry:
     longest_us: int = dataclass_field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        if not 1 <= self.attempts <= MOST_ATTEMPTS:
-            raise BadOption(f"attempts is {self.attempts}: expected 1 to {MOST_ATTEMPTS}, the first attempt included")
+        if not isinstance(self.attempts, int) or not 1 <= self.attempts <= MOST_ATTEMPTS:
+            raise BadOption(f"attempts is {self.attempts!r}: expected 1 to {MOST_ATTEMPTS}, the first attempt included")
+        classes = self.give_up if isinstance(self.give_up, tuple) else (self.give_up,)
+        if not all(isinstance(cls, type) and issubclass(cls, BaseException) for cls in classes):
+            raise BadOption(f"give_up is {self.give_up!r}: expected an exception class, or a tuple of them")
         first, longest = _bounds(self.waits)
         object.__setattr__(self, "first_us", first)
         object.__setattr__(self, "longest_us", longest)

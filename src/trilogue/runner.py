@@ -199,9 +199,7 @@ class Runner:
         if self.sub.kind == "thread":
             # The context is copied, so that publishing from the thread still knows its cause.
             run = contextvars.copy_context().run
-            return await asyncio.get_running_loop().run_in_executor(
-                self._threads, lambda: run(_call_now, handler, event, extra)
-            )
+            return await asyncio.get_running_loop().run_in_executor(self._threads, lambda: run(_call_now, handler, event, extra))
         if inspect.isasyncgenfunction(handler):
             return [emitted async for emitted in handler(event, **extra)]
         return await handler(event, **extra)
@@ -346,9 +344,7 @@ class Runner:
         try:
             await asyncio.wait([lane.task])
             if lane.timed_out:
-                error = TimeoutError(
-                    f"the handler took longer than its timeout of {readable(self.sub.timeout_us or 0)}"
-                )
+                error = TimeoutError(f"the handler took longer than its timeout of {readable(self.sub.timeout_us or 0)}")
                 return [*failed, *(self._failed(delivery, error) for delivery in deliveries)]
             return [*failed, *self._batch_done(deliveries, events, lane.task.result())]
         except Exception as error:
@@ -478,9 +474,7 @@ def _sorted_out(outcome: Any) -> tuple[list[object], list[Effect]]:
     """What a handler returned, as events to publish and effects to write."""
     if outcome is None:
         return [], []
-    items = (
-        outcome if isinstance(outcome, (list, tuple)) else list(outcome) if inspect.isgenerator(outcome) else [outcome]
-    )
+    items = outcome if isinstance(outcome, (list, tuple)) else list(outcome) if inspect.isgenerator(outcome) else [outcome]
     effects = [item for item in items if isinstance(item, Effect)]
     return [item for item in items if item is not None and not isinstance(item, Effect)], effects
 

@@ -1,8 +1,9 @@
-"""Commands that change what groups do next: `replay`, `dead redrive`, `dead drop`.
+"""Commands that change what groups do next: `replay`, `dead redrive`, `dead drop`, `groups drop`.
 
     replay badge --to 2h-ago            handle again what was recorded since
     dead redrive 17 --group analytics   handle a dead letter again
     dead drop --all --yes               forget them all
+    groups drop old-name --yes          forget a group whose handler is gone
 """
 
 import re
@@ -105,6 +106,23 @@ def _confirm(yes: bool, what: str) -> None:
         raise TrilogueError("nothing was done")
 
 
+# ── groups ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def groups_drop(
+    group: Annotated[str, Parameter(help="As `status` shows it.")], /, *, yes: Yes = False, log: Log = DEFAULT_LOG
+) -> None:
+    """Forget a group: its place on the log and its dead letters. What it wrote and the log itself stay."""
+    async with opened(log) as store:
+        there = group_status(await store.status(), group)
+        if there.workers:
+            raise TrilogueError(f"group {group!r} is at work in {there.workers} processes: stop them first")
+        note(f"group {safe(group)} would be dropped: lag {there.lag:,}, dead letters {there.dead + there.parked:,}")
+        _confirm(yes, "drop")
+        await store.drop_group(group)
+    say(f"group {safe(group)}: dropped")
+
+
 # ── replay ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 _AGO = re.compile(r"(.+)-ago")
@@ -181,8 +199,10 @@ def seek_to(text: str, now_us: int) -> SeekTo:
     >>> seek_to("17", now_us=0).position
     17
     """
-    if text == "beginning" or text == "now":
-        return SeekTo(end=text)
+    if text == "beginning":
+        return SeekTo(end="beginning")
+    if text == "now":
+        return SeekTo(end="now")
     if text.isascii() and text.isdecimal():
         return SeekTo(position=int(text))
     if ago := _AGO.fullmatch(text):

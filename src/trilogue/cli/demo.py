@@ -24,11 +24,18 @@ async def video(
     down: Annotated[tuple[str, ...], Parameter(help="A service that is down until all the others are done.")] = (),
     db: Annotated[str | None, Parameter(help="Keep the log in this file; running again goes on where it ended.")] = None,
     report: Report = "text",
-    chain_sample: Annotated[int, Parameter(validator=Number(gte=0, lte=1_000), help="How many watches also go through the synchronous chain.", show_default=True)] = 20,
+    chain_sample: Annotated[int, Parameter(help="How many watches also go through the chain.", show_default=True)] = 20,
     seed: Annotated[int, Parameter(help="Of the generated sample and of what fails.")] = 1,
 ) -> None:
     """Feed a watch log to six services, one of which keeps failing, and report what became of every watch."""
+    from trilogue.apps.video.demo import demo_video  # here: the other commands start without six services
+    from trilogue.apps.video.options import VideoOptions
+
+    await demo_video(VideoOptions(input, columns, limit, speed, fail, down, db, report, chain_sample, seed))
 
 
 async def queue(*, report: Report = "text") -> None:
     """Publish three watches, and show who was told although analytics fails."""
+    from trilogue.apps.video.queue_demo import demo_queue
+
+    await demo_queue(report=report)

@@ -36,6 +36,7 @@ cli = App(
     suppress_keyboard_interrupt=False,
 )
 dead = App(name="dead", help="List, show, redrive or drop the records that groups gave up on.")
+groups = App(name="groups", help="Forget groups whose handler is gone.")
 videos = App(name="demo", help="One event reaches six services: the video platform, on generated or real data.")
 
 cli.command(run.run)
@@ -45,10 +46,12 @@ cli.command(show.tail)
 cli.command(show.status)
 cli.command(dead)
 cli.command(act.replay)
+cli.command(groups)
 dead.command(show.dead_list, name="list")
 dead.command(show.dead_show, name="show")
 dead.command(act.dead_redrive, name="redrive")
 dead.command(act.dead_drop, name="drop")
+groups.command(act.groups_drop, name="drop")
 videos.command(demo.video)
 videos.command(demo.queue)
 

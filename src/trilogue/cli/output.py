@@ -166,11 +166,14 @@ class Advance(Protocol):
 
 
 @contextmanager
-def progress(what: str, total: int | None) -> Iterator[Advance]:
-    """A progress bar on standard error while the block runs, if that is a terminal. total: None if unknown."""
+def progress(what: str, total: int | None, *, hidden: bool = False) -> Iterator[Advance]:
+    """A progress bar on standard error while the block runs, if that is a terminal.
+
+    total: how much there is to do; None if unknown. hidden: no bar, as where somebody is typing on the same terminal.
+    """
     console = Console(stderr=True)
     text = TextColumn("{task.description}")
     columns = (text, BarColumn(), TaskProgressColumn(show_speed=True), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    with Progress(*columns, console=console, transient=True, disable=hidden or not console.is_terminal) as bar:
         task = bar.add_task(what, total=total)
         yield lambda by: bar.advance(task, by)

@@ -71,7 +71,7 @@ async def _publish_one(store: Store, envelope: Envelope, delay_us: int | None) -
 async def _publish_lines(store: Store, type: str, key: str | None, delay_us: int | None) -> None:
     fd = _stdin()
     number = published = 0
-    with progress("publishing", _size(fd)) as advance:
+    with progress("publishing", _size(fd), hidden=os.isatty(fd)) as advance:
         async for lines in _lines(fd):
             envelopes: list[Envelope] = []
             try:

@@ -55,8 +55,7 @@ def _options(query: str, url: str) -> dict[str, float | int]:
         if name not in _OPTIONS:
             near = difflib.get_close_matches(name, _OPTIONS, 1)
             raise BadOption(
-                f"{redacted(url)!r}: unknown option {name!r}; there are {', '.join(_OPTIONS)}"
-                + (f"; {near[0]}?" if near else "")
+                f"{redacted(url)!r}: unknown option {name!r}; there are {', '.join(_OPTIONS)}" + (f"; {near[0]}?" if near else "")
             )
         if name in options:
             raise BadOption(f"{redacted(url)!r}: option {name!r} is given twice")

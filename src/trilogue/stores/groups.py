@@ -58,9 +58,7 @@ def bind(sql: Sql, groups: Sequence[Group], now_us: int) -> None:
     """Declare groups; a known one keeps its cursor."""
     for group in groups:
         patterns = msgspec.json.encode(group.patterns).decode()
-        there = sql.rows(
-            "select id, app, patterns, ordered, has_effects from trilogue_groups where name = ?", (group.name,)
-        )
+        there = sql.rows("select id, app, patterns, ordered, has_effects from trilogue_groups where name = ?", (group.name,))
         if not there:
             create(sql, group, newest(sql)[0] if group.start == "now" else oldest(sql) - 1, now_us)
         elif there[0][1:] != (group.app, patterns, group.ordered, group.has_effects):
@@ -116,9 +114,7 @@ def attend(
         sql.rows("update trilogue_groups set revision = revision + 1 where id = ?", (group_id,))
     if taken:
         sql.rows("update trilogue_groups set epoch = epoch + 1 where id = ?", (group_id,))
-    epoch, revision, paused = sql.rows("select epoch, revision, paused from trilogue_groups where id = ?", (group_id,))[
-        0
-    ]
+    epoch, revision, paused = sql.rows("select epoch, revision, paused from trilogue_groups where id = ?", (group_id,))[0]
     slots = sql.rows(
         "select slot, epoch, cursor, quiet_to from trilogue_slots where group_id = ? and owner = ?",
         (group_id, worker.name),
@@ -160,9 +156,7 @@ def _give_up(sql: Sql, group_id: int, worker: Worker, slots: Sequence[int]) -> N
 
 
 def _take(sql: Sql, group_id: int, worker: Worker, share: int) -> bool:
-    mine = sql.rows("select count(*) from trilogue_slots where group_id = ? and owner = ?", (group_id, worker.name))[0][
-        0
-    ]
+    mine = sql.rows("select count(*) from trilogue_slots where group_id = ? and owner = ?", (group_id, worker.name))[0][0]
     if mine >= share:
         return False
     free = sql.rows(
@@ -337,9 +331,7 @@ def _fence(sql: Sql, group_id: int, worker: Worker, plan: Plan) -> dict[int, int
     """The slots of the plan that are still this worker's, with their epochs."""
     if sql.rows("select epoch from trilogue_groups where id = ?", (group_id,)) == [(plan.epoch,)]:
         return plan.epochs
-    now = dict(
-        sql.rows("select slot, epoch from trilogue_slots where group_id = ? and owner = ?", (group_id, worker.name))
-    )
+    now = dict(sql.rows("select slot, epoch from trilogue_slots where group_id = ? and owner = ?", (group_id, worker.name)))
     return {slot: epoch for slot, epoch in plan.epochs.items() if now.get(slot) == epoch}
 
 
@@ -476,9 +468,7 @@ def _cursor_for(sql: Sql, to: SeekTo) -> int:
 
 def set_paused(sql: Sql, name: str, paused: bool) -> None:
     """Pause or resume a group."""
-    sql.rows(
-        "update trilogue_groups set paused = ?, revision = revision + 1 where id = ?", (paused, group_id_of(sql, name))
-    )
+    sql.rows("update trilogue_groups set paused = ?, revision = revision + 1 where id = ?", (paused, group_id_of(sql, name)))
 
 
 def drop(sql: Sql, name: str) -> None:

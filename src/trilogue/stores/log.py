@@ -23,6 +23,7 @@ TRIM_RECORDS = 5_000
 FIRE_TIMERS = 1_000
 
 COLUMNS = "position, slot, type, id, key, time_us, recorded_us, stream, version, correlation, causation, more, data"
+Row = tuple[Any, ...]
 _INSERT = f"insert into trilogue_records ({COLUMNS}) values (?,?,?,?,?,?,?,?,?,?,?,?,?) on conflict (id) do nothing"
 
 
@@ -39,9 +40,7 @@ class Types:
         return self._numbers.get(triple) or self._make(sql, triple)
 
     def _make(self, sql: Sql, triple: tuple[str, str, int]) -> int:
-        sql.rows(
-            "insert into trilogue_types (name, source, schema_version) values (?, ?, ?) on conflict do nothing", triple
-        )
+        sql.rows("insert into trilogue_types (name, source, schema_version) values (?, ?, ?) on conflict do nothing", triple)
         self.load(sql)
         return self._numbers[triple]
 
@@ -80,13 +79,9 @@ def check_envelope(envelope: Envelope, payload_bytes: int) -> None:
             "publish where, or raise ?payload_bytes= in the URL"
         )
     if envelope.key is not None and len(envelope.key) > KEY_CHARS:
-        raise Rejected(
-            f"the key of event {envelope.type!r} has {len(envelope.key)} characters, the limit is {KEY_CHARS}"
-        )
+        raise Rejected(f"the key of event {envelope.type!r} has {len(envelope.key)} characters, the limit is {KEY_CHARS}")
     if not 0 < len(envelope.id) <= ID_CHARS:
-        raise Rejected(
-            f"an event's id has 1 to {ID_CHARS} characters, this one of type {envelope.type!r} has {len(envelope.id)}"
-        )
+        raise Rejected(f"an event's id has 1 to {ID_CHARS} characters, this one of type {envelope.type!r} has {len(envelope.id)}")
 
 
 def newest(sql: Sql) -> tuple[int, int]:
@@ -95,35 +90,50 @@ def newest(sql: Sql) -> tuple[int, int]:
     return rows[0] if rows else (0, 0)
 
 
-def append_all(
-    sql: Sql, types: Types, appends: Sequence[Sequence[Envelope]], now_us: int
-) -> list[list[int] | Conflict]:
+def append_all(sql: Sql, types: Types, appends: Sequence[Sequence[Envelope]], now_us: int) -> list[list[int] | Conflict]:
     """Append several independent publishes; each gets its positions, or the Conflict that refused it alone."""
     head, last_us = newest(sql)
     at_us = max(now_us, last_us)
-    sql.rows("savepoint appends")
     rows = [_row(sql, types, envelope, head + n, at_us) for n, envelope in enumerate(_chain(appends), 1)]
-    if sql.many(_INSERT, rows) == len(rows):
-        sql.rows("release appends")
-        return _cut(range(head + 1, head + 1 + len(rows)), appends)
-    # Some id was there already: rare, so the slow way tells repetitions from conflicts one by one.
-    sql.rows("rollback to appends")
-    sql.rows("release appends")
-    types.forget()
-    return [_append_one_by_one(sql, types, envelopes, at_us) for envelopes in appends]
+    stored = sql.many(_INSERT, rows) if len(rows) > 1 else _insert_one(sql, rows)
+    outcomes = _cut(rows, appends)
+    if stored == len(rows):
+        return [[row[0] for row in cut] for cut in outcomes]
+    # Some id was there already: rare, so repetitions are told from conflicts one by one.
+    return [_sort_out(sql, types, envelopes, cut) for envelopes, cut in zip(appends, outcomes, strict=True)]
 
 
 def _chain(appends: Sequence[Sequence[Envelope]]) -> Iterable[Envelope]:
     return (envelope for envelopes in appends for envelope in envelopes)
 
 
-def _cut(positions: Sequence[int], appends: Sequence[Sequence[Envelope]]) -> list[list[int] | Conflict]:
-    cut: list[list[int] | Conflict] = []
+def _insert_one(sql: Sql, rows: list[Row]) -> int:
+    return len(sql.rows(_INSERT + " returning position", rows[0])) if rows else 0
+
+
+def _cut(rows: list[Row], appends: Sequence[Sequence[Envelope]]) -> list[list[Row]]:
+    cut: list[list[Row]] = []
     start = 0
     for envelopes in appends:
-        cut.append(list(positions[start : start + len(envelopes)]))
+        cut.append(rows[start : start + len(envelopes)])
         start += len(envelopes)
     return cut
+
+
+def _sort_out(sql: Sql, types: Types, envelopes: Sequence[Envelope], rows: list[Row]) -> list[int] | Conflict:
+    """The positions of envelopes some of which were stored before; a Conflict takes back those that were not."""
+    positions: list[int] = []
+    try:
+        for envelope in envelopes:
+            there = sql.rows(f"select {COLUMNS} from trilogue_records where id = ?", (envelope.id,))
+            if not there:  # taken back with another publish of this very moment that had the same id
+                raise Conflict(f"id {envelope.id!r} is published twice at once with different content")
+            positions.append(_same_or_conflict(sql, types, there[0], envelope, None))
+    except Conflict as conflict:
+        ours = [(row[0], row[3]) for row in rows]
+        sql.many("delete from trilogue_records where position = ? and id = ?", ours)
+        return conflict
+    return positions
 
 
 def _row(
@@ -134,7 +144,7 @@ def _row(
     at_us: int,
     stream: str | None = None,
     version: int | None = None,
-) -> tuple[Any, ...]:
+) -> Row:
     key = envelope.key
     return (
         position,
@@ -159,22 +169,7 @@ def _more(envelope: Envelope) -> bytes | None:
     return msgspec.json.encode((envelope.subject, envelope.traceparent, envelope.extensions))
 
 
-def _append_one_by_one(sql: Sql, types: Types, envelopes: Sequence[Envelope], at_us: int) -> list[int] | Conflict:
-    sql.rows("savepoint one")
-    try:
-        positions = [_append_once(sql, types, envelope, at_us, None, None) for envelope in envelopes]
-    except Conflict as conflict:
-        sql.rows("rollback to one")
-        types.forget()
-        return conflict
-    finally:
-        sql.rows("release one")
-    return positions
-
-
-def _append_once(
-    sql: Sql, types: Types, envelope: Envelope, at_us: int, stream: str | None, version: int | None
-) -> int:
+def _append_once(sql: Sql, types: Types, envelope: Envelope, at_us: int, stream: str | None, version: int | None) -> int:
     there = sql.rows(f"select {COLUMNS} from trilogue_records where id = ?", (envelope.id,))
     if there:
         return _same_or_conflict(sql, types, there[0], envelope, stream)
@@ -194,18 +189,14 @@ def _same_or_conflict(sql: Sql, types: Types, row: Any, envelope: Envelope, stre
     )
 
 
-def append_expected(
-    sql: Sql, types: Types, envelopes: Sequence[Envelope], stream: str, expected: int, now_us: int
-) -> list[int]:
+def append_expected(sql: Sql, types: Types, envelopes: Sequence[Envelope], stream: str, expected: int, now_us: int) -> list[int]:
     """Append to a stream if it has the expected version; raises Conflict otherwise and writes nothing."""
     version = sql.rows("select max(version) from trilogue_records where stream = ?", (stream,))[0][0] or 0
     if expected not in (ANY_VERSION, version):
         repeated = _repeated(sql, types, envelopes, stream, expected)
         if repeated is not None:
             return repeated
-        raise Conflict(
-            f"stream {stream!r} has version {version}, expected was {expected}: read it again and decide again"
-        )
+        raise Conflict(f"stream {stream!r} has version {version}, expected was {expected}: read it again and decide again")
     at_us = max(now_us, newest(sql)[1])
     return [_append_once(sql, types, envelope, at_us, stream, version + n) for n, envelope in enumerate(envelopes, 1)]
 

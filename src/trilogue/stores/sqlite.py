@@ -34,6 +34,7 @@ BUSY_MS = 10_000
 WAL_PAGES = 4_000
 WAL_BYTES = 4 << 30
 STEPS_PER_CHECK = 20_000
+BEGINS_PER_WAL_CHECK = 16
 NETWORK_FILE_SYSTEMS = {
     "nfs",
     "nfs4",
@@ -80,6 +81,7 @@ class SqliteConnection:
         self.path = path
         self.deadline_s: float | None = None
         self._wal_bytes = wal_bytes
+        self._begun = -1
         self._pid = os.getpid()
         self._turn = threading.Lock()
         self._lock_file = None if path == ":memory:" else _open_lock(path)
@@ -102,7 +104,9 @@ class SqliteConnection:
             if not self._flock(wait):
                 self._turn.release()
                 return False
-            self._check_wal()
+            self._begun += 1
+            if self._begun % BEGINS_PER_WAL_CHECK == 0:
+                self._check_wal()
             self.sql.rows("begin immediate")
         except BaseException:
             self._funlock()
@@ -139,9 +143,7 @@ class SqliteConnection:
     def check_fork(self) -> None:
         """Raise Unavailable in a forked child: SQLite's locks do not survive a fork."""
         if os.getpid() != self._pid:
-            raise Unavailable(
-                f"{self.path} was opened before a fork: open the store in the child process, after forking"
-            )
+            raise Unavailable(f"{self.path} was opened before a fork: open the store in the child process, after forking")
 
     def _check_wal(self) -> None:
         if self.path == ":memory:":
@@ -187,9 +189,7 @@ def translate(error: Exception, path: str, *, at_commit: bool = False) -> Except
         case TrilogueError():
             return error
         case apsw.FullError():
-            return StorageFull(
-                f"no room to write {path}: free some disk space and try again; nothing of this was stored"
-            )
+            return StorageFull(f"no room to write {path}: free some disk space and try again; nothing of this was stored")
         case apsw.ReadOnlyError():
             return Rejected(f"{path} cannot be written: check the permissions of the file and of its folder")
         case apsw.BusyError() | apsw.LockedError():
@@ -197,9 +197,7 @@ def translate(error: Exception, path: str, *, at_commit: bool = False) -> Except
         case apsw.InterruptError():
             return TimedOut("its SQL took longer than the db limit: make it cheaper, or raise db_limit= of the handler")
         case apsw.IOError() if at_commit:
-            return OutcomeUnknown(
-                f"{path}: {error}; it may or may not be stored, repeating it with the same id is harmless"
-            )
+            return OutcomeUnknown(f"{path}: {error}; it may or may not be stored, repeating it with the same id is harmless")
         case apsw.IOError() | apsw.CantOpenError() | apsw.CorruptError() | apsw.NotADBError():
             return Unavailable(f"{path}: {error}; check the disk, then run `trilogue status --url` on it")
     return error
@@ -249,9 +247,7 @@ def check_place(path: str) -> None:
     if file.exists() and not os.access(file, os.R_OK | os.W_OK):
         raise Unavailable(f"{file} may not be read and written by this user: mend its permissions")
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise Unavailable(
-            f"folder {folder} may not be written: SQLite keeps files beside the database; mend its permissions"
-        )
+        raise Unavailable(f"folder {folder} may not be written: SQLite keeps files beside the database; mend its permissions")
     if (kind := file_system(folder)) in NETWORK_FILE_SYSTEMS:
         raise Unavailable(f"{folder} is on a network file system ({kind}), where SQLite loses data: use a local disk")
 
@@ -318,9 +314,7 @@ def _open_lock(path: str) -> int:
     try:
         return os.open(path + "-lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        raise Unavailable(
-            f"{path}-lock cannot be opened: {error.strerror}; mend the permissions of the folder"
-        ) from error
+        raise Unavailable(f"{path}-lock cannot be opened: {error.strerror}; mend the permissions of the folder") from error
 
 
 # ── a second SQLite library on the same file ─────────────────────────────────────────────────────────────────────────
@@ -356,11 +350,7 @@ class OpenFiles:
     def _refuse(cls, event: str, args: tuple[Any, ...]) -> None:
         if event != "sqlite3.connect" or not cls._counts:
             return
-        path = (
-            os.fspath(args[0]).removeprefix("file:").partition("?")[0]
-            if isinstance(args[0], (str, os.PathLike))
-            else None
-        )
+        path = os.fspath(args[0]).removeprefix("file:").partition("?")[0] if isinstance(args[0], (str, os.PathLike)) else None
         if isinstance(path, str) and os.path.exists(path) and _identity(path) in cls._counts:
             raise BadOption(
                 f"{path} is open as a trilogue store in this process: opening it with the sqlite3 module too would lose "

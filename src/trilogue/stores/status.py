@@ -115,9 +115,7 @@ def is_idle(sql: Sql, types: Types, names: Sequence[str]) -> bool:
     types.load(sql)
     for name in names:
         group_id = group_id_of(sql, name)
-        patterns = tuple(
-            msgspec.json.decode(sql.rows("select patterns from trilogue_groups where id = ?", (group_id,))[0][0])
-        )
+        patterns = tuple(msgspec.json.decode(sql.rows("select patterns from trilogue_groups where id = ?", (group_id,))[0][0]))
         if _behind(sql, types, group_id, patterns)[0] or _moving(sql, group_id):
             return False
     return True
@@ -144,9 +142,7 @@ def handled(sql: Sql, types: Types, group: str, position: int) -> bool:
     _check_reads(sql, types, group, group_id, kind)
     held = sql.rows("select state, error from trilogue_held where group_id = ? and position = ?", (group_id, position))
     if held and held[0][0] != READY:
-        raise HandlerFailed(
-            f"group {group!r} gave up on position {position}: {held[0][1]}; see `trilogue dead show {position}`"
-        )
+        raise HandlerFailed(f"group {group!r} gave up on position {position}: {held[0][1]}; see `trilogue dead show {position}`")
     cursor: Any = sql.rows("select cursor from trilogue_slots where group_id = ? and slot = ?", (group_id, slot))[0][0]
     return bool(not held and cursor >= position)
 

@@ -118,9 +118,7 @@ class SqlStore:
     def _connect(self) -> SqliteConnection:
         try:
             connection = (
-                SqliteConnection(self.path)
-                if self._wal_limit is None
-                else SqliteConnection(self.path, wal_bytes=self._wal_limit)
+                SqliteConnection(self.path) if self._wal_limit is None else SqliteConnection(self.path, wal_bytes=self._wal_limit)
             )
             prepare(connection)
         except TrilogueError:
@@ -176,34 +174,29 @@ class SqlStore:
             return positions
         # Publishes of one turn of the loop become one statement: a savepoint each would cost as much as the insert.
         if not self._appends:
-            asyncio.get_running_loop().call_soon(self._flush_appends)
+            self._writer.merge(self._append_all)
         future: asyncio.Future[list[int]] = asyncio.get_running_loop().create_future()
         self._appends.append((envelopes, future))
         return await future
 
-    def _flush_appends(self) -> None:
+    def _append_all(self) -> None:
         appends, self._appends = self._appends, []
         batches = [envelopes for envelopes, _ in appends]
-        rows = sum(map(len, batches))
+
+        def finish(outcomes: Any, error: Exception | None) -> None:
+            for n, (_, future) in enumerate(appends):
+                _resolve(future, error or outcomes[n])
+            self._wake_all()
+
         try:
-            written = self._writer.submit(
+            self._writer.post(
                 lambda sql: log.append_all(sql, self._writer_types, batches, now_us()),
-                rows=rows,
+                finish,
+                rows=sum(map(len, batches)),
                 broke=self._writer_types.forget,
             )
         except TrilogueError as error:
-            for _, future in appends:
-                _resolve(future, error)
-            return
-        written.add_done_callback(lambda done: self._appended(appends, done))
-
-    def _appended(
-        self, appends: list[tuple[Sequence[Envelope], "asyncio.Future[list[int]]"]], done: "asyncio.Future[Any]"
-    ) -> None:
-        error = done.exception()
-        for n, (_, future) in enumerate(appends):
-            _resolve(future, error or done.result()[n])
-        self._wake_all()
+            finish(None, error)
 
     async def read(self, query: Query) -> list[Record]:
         """One page of records."""
@@ -371,7 +364,7 @@ class SqlStore:
         for slot in fresh:
             epoch, cursor, quiet_to = owned[slot]
             gate.own(Lease(slot, epoch, until_us, _machine_us, quiet_to), cursor)
-        gate.leaving = set(sorted(owned, reverse=True)[: max(0, len(owned) - attendance.share)])
+        gate.leave(set(sorted(owned, reverse=True)[: max(0, len(owned) - attendance.share)]))
         stale = attendance.revision != bound.revision
         bound.group_id, bound.revision, bound.paused = attendance.group_id, attendance.revision, attendance.paused
         gate.epoch = attendance.epoch
@@ -391,7 +384,8 @@ class SqlStore:
         while True:
             bound.wake.clear()
             deliveries = await self._lend(bound, limit)
-            left = min(until - time.monotonic(), (bound.gate.next_due_us() - now_us()) / 1_000_000)
+            due_us = NEVER_US if bound.paused or not bound.gate.leases else bound.gate.next_due_us()
+            left = min(until - time.monotonic(), (due_us - now_us()) / 1_000_000)
             if deliveries or until <= time.monotonic() or not self._is_open:
                 return deliveries
             with contextlib.suppress(TimeoutError):
@@ -426,10 +420,12 @@ class SqlStore:
             return []
         lent: list[Delivery] = []
         with self._reading():
-            for name in gate.due_keys(now, limit):
+            names = gate.due_keys(now, limit)
+            for n, name in enumerate(names, 1):
+                room = limit - len(lent) - (len(names) - n)  # one at least for each key that was taken
                 rows = groups.held_of_key(self._sql, self._types, bound.group_id, gate.keys[name].slot, name)
-                lent += gate.lend_key(name, rows, now)
-            loose = gate.due_loose(now, limit)
+                lent += gate.lend_key(name, rows[:room], now)
+            loose = gate.due_loose(now, limit - len(lent))
             if loose:
                 lent += gate.lend_loose(groups.held_at(self._sql, self._types, bound.group_id, loose))
         return lent
@@ -478,13 +474,9 @@ class SqlStore:
                 bound.gate.finish(plan, answer)
         return self._settled(bound, plan, live, self._submit(bound, plan, live), lost)
 
-    def _submit(
-        self, bound: _Bound, plan: Plan, answers: Sequence[Settlement | InTransaction]
-    ) -> "asyncio.Future[Any]":
+    def _submit(self, bound: _Bound, plan: Plan, answers: Sequence[Settlement | InTransaction]) -> "asyncio.Future[Any]":
         def write(sql: Sql) -> groups.Settled:
-            return groups.settle(
-                sql, self._writer_types, self._effects, bound.group_id, self._worker, plan, answers, now_us()
-            )
+            return groups.settle(sql, self._writer_types, self._effects, bound.group_id, self._worker, plan, answers, now_us())
 
         return self._writer.submit(write, rows=_weight(plan, answers), broke=lambda: self._broke(plan))
 
@@ -575,9 +567,7 @@ class SqlStore:
 
     async def dead(self, group: str | None, *, after: int = 0, limit: int = 100) -> list[DeadLetter]:
         """Dead letters by position."""
-        letters: list[DeadLetter] = await self._look(
-            lambda sql, types: dead.listed(sql, types, group, after=after, limit=limit)
-        )
+        letters: list[DeadLetter] = await self._look(lambda sql, types: dead.listed(sql, types, group, after=after, limit=limit))
         return letters
 
     async def redrive(self, group: str, positions: Sequence[int] | None = None) -> int:
@@ -628,9 +618,7 @@ class SqlStore:
             size = sql.rows("select page_count * page_size from pragma_page_count(), pragma_page_size()")[0][0]
             wal = 0 if self.in_memory else wal_bytes(self.path)
             head = log.newest(sql)[0]
-            return Status(
-                self.url, head, log.oldest(sql) if head else 0, counts, timers, size + wal, status.groups(sql, types)
-            )
+            return Status(self.url, head, log.oldest(sql) if head else 0, counts, timers, size + wal, status.groups(sql, types))
 
         found: Status = await self._look(look)
         return found

@@ -3,10 +3,10 @@
     submit ─┐
     submit ─┼─▶ queue ─▶ thread: lock file, BEGIN IMMEDIATE, SAVEPOINT each, COMMIT ─▶ all futures in one call
     submit ─┘
-    submit ─▶ nothing else waits: the same on the spot, without the thread
+    submit ─▶ little waits, the thread is idle and the disk is fast: the same on the spot, without the thread
 
-A commit takes an fsync however much it holds, so what waits is committed together; and a thread hop costs as much as a
-small commit, so a lone small change does not take one.
+A commit takes an fsync however much it holds, so what waits is committed together; and two thread hops cost as much as a
+small commit, so little does not take them. Where an fsync takes long, only the thread waits for it.
 """
 
 import asyncio
@@ -22,7 +22,8 @@ from trilogue.errors import TrilogueError, Unavailable
 BATCH_ROWS = 1_000
 BATCH_S = 0.020
 QUEUE_ROWS = 100_000
-INLINE_ROWS = 16
+INLINE_ROWS = 128
+INLINE_S = 0.002
 
 log = logging.getLogger("trilogue")
 
@@ -65,16 +66,17 @@ class Connection(Protocol):
 
 
 class Job:
-    """A change: `run` inside a savepoint; its result or error resolves `future`. broke: called in the thread if it fails."""
+    """A change: `run` inside a savepoint; then `finish` on the loop. broke: called where it failed, maybe in the thread."""
 
-    __slots__ = ("broke", "error", "future", "result", "rows", "run")
+    __slots__ = ("broke", "error", "finish", "result", "rows", "run")
 
-    def __init__(
-        self, run: Callable[[Sql], Any], future: "asyncio.Future[Any]", rows: int, broke: Callable[[], None]
-    ) -> None:
-        self.run, self.future, self.rows, self.broke = run, future, rows, broke
+    def __init__(self, run: Callable[[Sql], Any], finish: "Finish", rows: int, broke: Callable[[], None]) -> None:
+        self.run, self.finish, self.rows, self.broke = run, finish, rows, broke
         self.result: Any = None
         self.error: Exception | None = None
+
+
+Finish = Callable[[Any, Exception | None], None]
 
 
 def _nothing() -> None:
@@ -89,35 +91,54 @@ class Writer:
         self._loop = asyncio.get_running_loop()
         self._queue: queue.SimpleQueue[list[Job] | None] = queue.SimpleQueue()
         self._waiting: list[Job] = []
+        self._merges: list[Callable[[], None]] = []
         self._flushing = False
         self._queued = 0
+        self._commit_s = 0.0
         self._tick: tuple[float, Callable[[Sql], None]] | None = None
         self._thread = threading.Thread(target=self._work, name=f"trilogue-writer {name}", daemon=True)
         self._thread.start()
         self._closed = False
 
-    def submit(
-        self, run: Callable[[Sql], Any], *, rows: int = 1, broke: Callable[[], None] = _nothing
-    ) -> "asyncio.Future[Any]":
+    def submit(self, run: Callable[[Sql], Any], *, rows: int = 1, broke: Callable[[], None] = _nothing) -> "asyncio.Future[Any]":
         """Run a change and commit it; the future resolves when it is durable, or has failed alone.
 
         rows: about how many rows it writes; more than INLINE_ROWS always goes through the thread.
         Raises Unavailable when too much waits or the writer is closed.
         """
+        future: asyncio.Future[Any] = self._loop.create_future()
+
+        def finish(result: Any, error: Exception | None) -> None:
+            if future.done():  # the caller was cancelled; the change stands
+                return
+            if error is None:
+                future.set_result(result)
+            else:
+                future.set_exception(error)
+
+        self.post(run, finish, rows=rows, broke=broke)
+        return future
+
+    def post(self, run: Callable[[Sql], Any], finish: Finish, *, rows: int, broke: Callable[[], None]) -> None:
+        """submit() with a call of one's own at the end, finish(result, error), instead of a future."""
         if self._closed:
             raise Unavailable("the store is closed: open it before use, and finish before leaving its `async with`")
         if self._queued > QUEUE_ROWS:
-            raise Unavailable(
-                f"more than {QUEUE_ROWS} changes wait to be written: publish slower, or await each publish"
-            )
-        job = Job(run, self._loop.create_future(), rows, broke)
-        self._waiting.append(job)
+            raise Unavailable(f"more than {QUEUE_ROWS} changes wait to be written: publish slower, or await each publish")
+        self._waiting.append(Job(run, finish, rows, broke))
         self._queued += rows
+        self._soon()
+
+    def merge(self, post_all: Callable[[], None]) -> None:
+        """Call `post_all` at the end of this turn of the loop: it posts everything the turn has collected as one change."""
+        self._merges.append(post_all)
+        self._soon()
+
+    def _soon(self) -> None:
+        # At the end of this turn of the loop, so that everything the turn submits goes together.
         if not self._flushing:
-            # At the end of this turn of the loop, so that everything the turn submits goes together.
             self._flushing = True
             self._loop.call_soon(self._flush)
-        return job.future
 
     def every(self, seconds: float, run: Callable[[Sql], None]) -> None:
         """Run a change every so many seconds in the thread, even while the event loop is blocked."""
@@ -126,31 +147,31 @@ class Writer:
 
     def close(self) -> None:
         """Finish what was submitted, then end the thread. Blocks."""
-        self._closed = True
         self._flush()
+        self._closed = True
         self._queue.put(None)
         self._thread.join()
 
     def _flush(self) -> None:
+        merges, self._merges = self._merges, []
+        for post_all in merges:
+            post_all()
         self._flushing = False
         jobs, self._waiting = self._waiting, []
         if not jobs:
             return
-        lone = len(jobs) == 1 and jobs[0].rows <= INLINE_ROWS and self._queued == jobs[0].rows
-        if lone and self._transact(jobs, wait=False):
-            self._resolve(jobs)
-        else:
-            self._queue.put(jobs)
+        rows = sum(job.rows for job in jobs)
+        done = 0
+        if rows <= INLINE_ROWS and self._queued == rows and self._commit_s < INLINE_S:
+            done = self._transact(jobs, wait=False)
+            self._resolve(jobs[:done])
+        if done < len(jobs):
+            self._queue.put(jobs[done:])
 
     def _resolve(self, jobs: list[Job]) -> None:
         for job in jobs:
             self._queued -= job.rows
-            if job.future.done():  # the caller was cancelled; the change stands
-                continue
-            if job.error is not None:
-                job.future.set_exception(job.error)
-            else:
-                job.future.set_result(job.result)
+            job.finish(job.result, job.error)
 
     # ── in the thread ────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -186,7 +207,7 @@ class Writer:
         return jobs
 
     def _run_tick(self, run: Callable[[Sql], None]) -> None:
-        job = Job(run, self._loop.create_future(), 0, _nothing)
+        job = Job(run, lambda _result, _error: None, 0, _nothing)
         self._transact([job], wait=True)
         if job.error is not None:
             log.warning("renewing leases failed: %s", job.error)
@@ -205,18 +226,28 @@ class Writer:
         began = time.monotonic()
         done = 0
         try:
-            for job in jobs:
-                self._run(job)
-                done += 1
-                if time.monotonic() - began > BATCH_S:
-                    break
+            if len(jobs) == 1:
+                jobs[0].result = jobs[0].run(connection.sql)
+                done = 1
+            else:
+                done = self._run_all(jobs, began + BATCH_S)
+            ready = time.monotonic()
             connection.commit()
+            self._commit_s += (time.monotonic() - ready - self._commit_s) / 8
         except BaseException as error:
             connection.rollback()
             if not isinstance(error, Exception):
                 raise
-            return self._fail(jobs[:done] or jobs, connection.translate(error, at_commit=True))
+            return self._fail(jobs[:done] or jobs, connection.translate(error, at_commit=done > 0))
         return done
+
+    def _run_all(self, jobs: list[Job], until: float) -> int:
+        """Run several jobs, each in a savepoint; how many, the rest having no time left in this transaction."""
+        for n, job in enumerate(jobs, 1):
+            self._run(job)
+            if time.monotonic() > until:
+                return n
+        return len(jobs)
 
     def _run(self, job: Job) -> None:
         sql = self._connection.sql

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from trilogue import Db, Router
+from trilogue import Db, Retry, Router
 from trilogue.apps.video.events import WatchStarted
 
 DAY_US = 86_400_000_000
@@ -45,7 +45,7 @@ def reset(db: Db) -> None:
         db.execute(f"delete from badge_{name}")
 
 
-@router.on(group="badge", batch=500, start="beginning", reset=reset)
+@router.on(group="badge", retry=Retry(25, "20ms..1s"), batch=500, start="beginning", reset=reset)
 def award(watches: list[WatchStarted], db: Db) -> None:
     """Count each new film of a user and award what it earns."""
     db.executemany("insert into badge_handled (watch) values (?)", [(w.session,) for w in watches])

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from hashlib import blake2b
 
-from trilogue import Db, Router
+from trilogue import Db, Retry, Router
 from trilogue.apps.video.events import RecommendationUpdated, WatchStarted, as_us
 
 SEED = b"friends"
@@ -73,7 +73,7 @@ class Outbox:
         )
 
 
-@router.on(group="notification", batch=500, start="beginning", reset=reset)
+@router.on(group="notification", retry=Retry(25, "20ms..1s"), batch=500, start="beginning", reset=reset)
 def notify(events: list[WatchStarted | RecommendationUpdated], db: Db) -> None:
     """Tell friends of watches, and users of new recommendations."""
     watches = [e for e in events if isinstance(e, WatchStarted)]

@@ -10,7 +10,7 @@ all titles. So a title keeps log2 of the sum of 2^(t / h), its heat; nothing is 
 
 from math import log2
 
-from trilogue import Db, Router
+from trilogue import Db, Retry, Router
 from trilogue.apps.video.events import WatchStarted
 
 HALF_LIFE_US = 3 * 86_400_000_000
@@ -32,7 +32,7 @@ def reset(db: Db) -> None:
 
 
 # No order asked for: sums do not care.
-@router.on(group="ranking", order=None, batch=500, start="beginning", reset=reset)
+@router.on(group="ranking", order=None, retry=Retry(25, "20ms..1s"), batch=500, start="beginning", reset=reset)
 def rank(watches: list[WatchStarted], db: Db) -> None:
     """Add each watch to its title."""
     db.executemany("insert into ranking_handled (watch) values (?)", [(w.session,) for w in watches])

@@ -19,7 +19,7 @@ from itertools import islice
 
 import msgspec
 
-from trilogue import Db, Router
+from trilogue import Db, Retry, Router
 from trilogue.apps.video.cowatch import RECENT, TOP, Title, Viewer, Weights, best, learn, want
 from trilogue.apps.video.events import RecommendationUpdated, WatchStarted
 
@@ -46,7 +46,7 @@ def reset(db: Db) -> None:
         db.execute(f"delete from recommendation_{name}")
 
 
-@router.on(group="recommendation", batch=200, start="beginning", reset=reset)
+@router.on(group="recommendation", retry=Retry(25, "20ms..1s"), batch=200, start="beginning", reset=reset)
 def recommend(watches: list[WatchStarted], db: Db) -> list[RecommendationUpdated]:
     """Judge, learn and recommend, watch by watch."""
     db.executemany("insert into recommendation_handled (watch) values (?)", [(w.session,) for w in watches])

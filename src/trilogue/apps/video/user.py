@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 import msgspec
 
-from trilogue import Db, Router
+from trilogue import Db, Retry, Router
 from trilogue.apps.video.events import WatchStarted
 
 HALF_LIFE_US = 30 * 86_400_000_000
@@ -34,7 +34,7 @@ def reset(db: Db) -> None:
     db.execute("delete from user_tastes")
 
 
-@router.on(group="user", batch=500, start="beginning", reset=reset)
+@router.on(group="user", retry=Retry(25, "20ms..1s"), batch=500, start="beginning", reset=reset)
 def update_taste(watches: list[WatchStarted], db: Db) -> None:
     """Add the genres of each watch to its user's taste."""
     # A plain insert: a watch counted twice would fail here, loudly.

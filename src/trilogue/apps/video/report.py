@@ -1,0 +1,180 @@
+"""What became of all the watches: read from the log and the services' tables, shown to people or programs.
+
+    {"watches": 100836, "rejected": 0, "services": {"user": {"handled": 100836, "failed_attempts": 0, "dead": 0, …}, …},
+     "answer_ms": {"chain": {"p50": …, "p99": …}, "events": {…}}, "hit_rate_at_10": {"model": …, "popularity": …},
+     "outage": {…}, "top": {…}, "user": {…}, "elapsed_s": …}
+"""
+
+from typing import Any
+
+import msgspec
+from rich.console import Console
+from rich.table import Table
+
+from trilogue import App
+from trilogue.apps.video.platform import SERVICES
+from trilogue.durations import readable
+
+WATCH = "video.watch_started"
+Json = dict[str, Any]
+
+
+async def collect(app: App) -> Json:
+    """The part of the report that the log and the tables know."""
+    status = await app.store.status()
+    groups = {group.name: group for group in status.groups}
+    return {
+        "watches": status.types.get(WATCH, 0),
+        "services": {name: await _service(app, groups[name]) for name in SERVICES},
+        "hit_rate_at_10": await _hit_rates(app),
+        "notifications": dict(await app.db("select what, n from notification_totals")),
+        "top": await _top(app),
+        "user": await _user(app),
+        "database_bytes": status.bytes,
+    }
+
+
+async def _service(app: App, group: Any) -> Json:
+    handled = (await app.db(f"select count(*) from {group.name}_handled"))[0][0]
+    return {
+        "handled": handled,
+        "failed_attempts": group.failed,
+        "retried": max(0, group.failed - group.dead),
+        "dead": group.dead,
+        "lag": group.lag,
+    }
+
+
+async def _hit_rates(app: App) -> Json:
+    counts = dict(await app.db("select what, n from recommendation_judged"))
+    judged = counts.get("watches", 0)
+    share = {what: round(counts.get(what, 0) / judged, 4) if judged else None for what in ("model", "popularity")}
+    return {**share, "judged": judged}
+
+
+async def _top(app: App) -> Json:
+    rows = "select title, watches from ranking_titles order by {} desc limit 5"
+    return {
+        "all_time": [list(row) for row in await app.db(rows.format("watches"))],
+        "trending": [list(row) for row in await app.db(rows.format("heat"))],
+        "genres": [list(row) for row in await app.db("select what, watches from analytics_genres order by watches desc limit 5")],
+        "hours": (await app.db("select count(*) from analytics_hours"))[0][0],
+    }
+
+
+async def _user(app: App) -> Json | None:
+    """The user with the most films, as an example."""
+    found = await app.db("select user, films from badge_progress order by films desc, user limit 1")
+    if not found:
+        return None
+    user, films = found[0]
+    return {
+        "user": user,
+        "films": films,
+        "taste": await taste(app, user),
+        "badges": [badge for (badge,) in await app.db("select badge from badge_won where user = ? order by at_us, badge", (user,))],
+        "recommendations": await recommendations(app, user),
+    }
+
+
+async def taste(app: App, user: str) -> list[str]:
+    """A user's genres, the dearest first."""
+    rows = await app.db("select genres from user_tastes where user = ?", (user,))
+    weights = msgspec.json.decode(rows[0][0], type=dict[str, float]) if rows else {}
+    return sorted(weights, key=weights.__getitem__, reverse=True)[:5]
+
+
+async def recommendations(app: App, user: str) -> list[str]:
+    """The titles a user is shown, the best first."""
+    rows = await app.db(
+        "select coalesce(t.title, shown.value) from recommendation_users u join json_each(u.shown) shown "
+        "left join recommendation_titles t on t.video = shown.value where u.user = ? order by shown.key",
+        (user,),
+    )
+    return [title for (title,) in rows]
+
+
+# ── for people ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def show(report: Json, console: Console) -> None:
+    """Print a report."""
+    console.print()
+    console.print(_services(report))
+    console.print(_answers(report))
+    for line in _lines(report):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _services(report: Json) -> Table:
+    table = Table(title=f"{report['watches']:,} watches, six services", title_justify="left", title_style="bold")
+    for name in ("service", "watches handled", "failed attempts", "retried", "dead", "lag"):
+        table.add_column(name, justify="left" if name == "service" else "right")
+    for name, service in report["services"].items():
+        complete = "green" if service["handled"] == report["watches"] else "yellow"
+        failed = f"[red]{service['failed_attempts']:,}[/]" if service["failed_attempts"] else "0"
+        table.add_row(name, f"[{complete}]{service['handled']:,}[/]", failed, *(f"{service[k]:,}" for k in ("retried", "dead", "lag")))
+    return table
+
+
+def _answers(report: Json) -> Table:
+    outage = report["outage"]
+    table = Table(title="What the user waits for", title_justify="left", title_style="bold")
+    for name in ("", "watches", "p50", "p99", f"{outage['service']} is down"):
+        table.add_column(name, justify="right" if name in ("watches", "p50", "p99") else "left")
+    for name, watches in (("chain of calls", outage["sample"]), ("events, one by one", outage["sample"]), ("events, 64 at once", report["sent"])):
+        key = {"chain of calls": "chain", "events, one by one": "events_one_by_one"}.get(name, "events")
+        times = report["answer_ms"][key]
+        table.add_row(name, f"{watches:,}", _ms(times["p50"]), _ms(times["p99"]), _during(outage, key))
+    return table
+
+
+def _ms(value: float | None) -> str:
+    return "–" if value is None else readable(value * 1_000)
+
+
+def _during(outage: Json, key: str) -> str:
+    if key == "events" or not outage["sample"]:
+        return ""
+    if key == "chain":
+        return f"{outage['chain']['refused']} of {outage['sample']} refused, each after {_ms(outage['chain']['refused_after_ms'])}"
+    return f"{outage['events']['refused']} refused; {outage['events']['delivered_when_back']:,} delivered once it was back"
+
+
+def _lines(report: Json) -> list[str]:
+    hits, top = report["hit_rate_at_10"], report["top"]
+    lines = ["", "Trending:  " + _titles(top["trending"]), "All time:  " + _titles(top["all_time"])]
+    if hits["judged"]:
+        lines.append(
+            f"Recommendations: {hits['model']:.1%} of new watches were among the ten shown before; "
+            f"of the ten most popular unseen: {hits['popularity']:.1%}"
+        )
+    lines.append(f"Notifications: {report['notifications'].get('sent', 0):,} sent, {report['notifications'].get('held back', 0):,} held back")
+    if report["user"]:
+        lines += _user_lines(report["user"])
+    if report["rejected"]:
+        lines.append(f"{report['rejected']:,} rows were no watches: see {report['rejects_file']}")
+    if report["conflicts"]:
+        lines.append(f"{report['conflicts']:,} watches are on the log with another title or other genres: those stay as they are")
+    lines += [f"{down['delivered']:,} watches waited for {down['service']} and were delivered in {down['seconds']:.1f} s once it was back" for down in report["down"]]
+    return [*lines, f"{report['elapsed_s']:.1f} s in all; log and tables {report['database_bytes'] / 1e6:.0f} MB"]
+
+
+def _titles(rows: list[list[Any]]) -> str:
+    return " · ".join(f"{_plain(title)} ({watches:,})" for title, watches in rows)
+
+
+def _user_lines(user: Json) -> list[str]:
+    return [
+        "",
+        f"{_plain(user['user'])} watched {user['films']:,} films",
+        f"  taste     {', '.join(map(_plain, user['taste']))}",
+        f"  badges    {', '.join(user['badges'])}",
+        f"  next      {' · '.join(map(_plain, user['recommendations'][:5]))}",
+        "",
+    ]
+
+
+def _plain(text: str) -> str:
+    """Text from outside, without the control characters that would reach the terminal."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

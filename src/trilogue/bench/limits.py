@@ -1,0 +1,110 @@
+"""Raw apsw doing the same durable work, without anything of trilogue: same columns, same indexes, same pragmas."""
+
+import time
+from importlib import resources
+from pathlib import Path
+
+import apsw
+import msgspec
+
+from trilogue.bench.figures import Counted, Watched, sample
+from trilogue.codec import envelope
+from trilogue.stores.log import COLUMNS, slot_of
+
+_INSERT = f"insert into trilogue_records ({COLUMNS}) values (?,?,?,?,?,?,?,?,?,?,?,?,?)"
+_SELECT = "select position, key, data from trilogue_records where position > ? order by position limit 1000"
+BATCH = 1_000
+
+
+def _connect(folder: Path) -> apsw.Connection:
+    connection = apsw.Connection(f"{folder}/raw-{time.monotonic_ns()}.db")
+    connection.pragma("journal_mode", "wal")
+    connection.pragma("synchronous", 2)
+    connection.wal_autocheckpoint(4_000)
+    for _ in connection.execute(resources.files("trilogue.stores").joinpath("schema/1.sql").read_text()):
+        pass
+    connection.execute("create table progress (position integer)")
+    connection.execute("insert into progress values (0)")
+    return connection
+
+
+def _row(position: int, e: object) -> tuple[object, ...]:
+    e = envelope(e)
+    slot = slot_of(e.key or "")
+    return (position, slot, 1, e.id, e.key, e.time_us, e.time_us, None, None, None, None, None, e.data)
+
+
+def publish_one(folder: Path, events: int) -> float:
+    """One transaction per event."""
+    connection = _connect(folder)
+    rows = [_row(n + 1, sample(n)) for n in range(events)]
+    began = time.perf_counter()
+    for row in rows:
+        connection.execute("begin immediate")
+        connection.execute(_INSERT, row)
+        connection.execute("commit")
+    return events / (time.perf_counter() - began)
+
+
+def publish_many(folder: Path, events: int) -> float:
+    """One transaction per 1,000 events whose rows are ready."""
+    connection = _connect(folder)
+    rows = [_row(n + 1, sample(n)) for n in range(events)]
+    began = time.perf_counter()
+    _insert_all(connection, rows)
+    return events / (time.perf_counter() - began)
+
+
+def _insert_all(connection: apsw.Connection, rows: list[tuple[object, ...]]) -> None:
+    for start in range(0, len(rows), BATCH):
+        connection.execute("begin immediate")
+        connection.executemany(_INSERT, rows[start : start + BATCH])
+        connection.execute("commit")
+
+
+def consume_ordered(folder: Path, events: int) -> float:
+    """Read by 1,000, decode, remember the position."""
+    return _consume(folder, events, emit=False)
+
+
+def consume_emit(folder: Path, events: int) -> float:
+    """The same, inserting one row for each in the same transaction."""
+    return _consume(folder, events, emit=True)
+
+
+def _consume(folder: Path, events: int, *, emit: bool) -> float:
+    connection = _connect(folder)
+    _insert_all(connection, [_row(n + 1, sample(n)) for n in range(events)])
+    decoder = msgspec.json.Decoder(Watched)
+    position = 0
+    began = time.perf_counter()
+    while position < events:
+        rows = connection.execute(_SELECT, (position,)).fetchall()
+        decoded = [decoder.decode(data) for _, _, data in rows]
+        connection.execute("begin immediate")
+        if emit:
+            emitted = [_row(events + position + n, Counted(e.user, e.position_s)) for n, e in enumerate(decoded, 1)]
+            connection.executemany(_INSERT, emitted)
+        position = rows[-1][0]
+        connection.execute("update progress set position = ?", (position,))
+        connection.execute("commit")
+    return events / (time.perf_counter() - began)
+
+
+def latency(folder: Path, events: int) -> list[float]:
+    """Seconds for a commit and for reading it on a second connection."""
+    connection = _connect(folder)
+    reader = apsw.Connection(connection.filename)
+    rows = [_row(n + 1, sample(n)) for n in range(events)]
+    took = []
+    for n, row in enumerate(rows):
+        began = time.perf_counter()
+        connection.execute("begin immediate")
+        connection.execute(_INSERT, row)
+        connection.execute("commit")
+        reader.execute(_SELECT, (n,)).fetchall()
+        took.append(time.perf_counter() - began)
+        time.sleep(0.002)
+    return sorted(took)
+
+
