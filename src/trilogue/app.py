@@ -11,21 +11,21 @@ await app.run()            until SIGTERM                 (`trilogue run module:a
 
 import asyncio
 import contextlib
-import difflib
-import inspect
 import logging
 import os
 import signal
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
+from time import monotonic
 from typing import Any, Literal, ParamSpec, TypeVar, overload
 
 from trilogue import codec
 from trilogue.durations import Duration, microseconds, seconds
 from trilogue.errors import BadOption, OrphanedGroup, TimedOut, TwiceNamed, UnknownEvent
-from trilogue.events import Envelope, Receipt, Record, now_us
-from trilogue.handlers import Subscription, subscription
+from trilogue.events import Envelope, Receipt, Record, as_us, now_us
+from trilogue.handlers import Subscription, check_options, subscription
+from trilogue.patterns import check_pattern
 from trilogue.ports import Db, Query, SeekTo, Store
 from trilogue.retry import Retry
 from trilogue.runner import Runner, cause
@@ -88,7 +88,7 @@ class Router:
         db_limit: how long the SQL of one call with `db` may take.
         Raises a WiringError when the App is opened.
         """
-        _check_options(options)
+        check_options(options)
         if isinstance(handler_or_pattern, type):
             raise UnknownEvent(
                 f"on({handler_or_pattern.__qualname__}): write @app.on alone; the annotation of the parameter says which events"
@@ -147,8 +147,12 @@ class App(Router):
         if not self._opened:
             _ = self.subscriptions
             await self.store.open()
-            if self.setups:
-                await self.store.transact(self._set_up)
+            try:
+                if self.setups:
+                    await self.store.transact(self._set_up)
+            except BaseException:
+                await self.store.close()
+                raise
         self._opened += 1
         return self
 
@@ -190,8 +194,8 @@ class App(Router):
             if group.app == self.name and group.name not in ours and group.lag and not group.workers:
                 raise OrphanedGroup(
                     f"group {group.name!r} has {group.lag} records waiting and no handler in this program: give its handler "
-                    f"group={group.name!r} again, or forget it with `trilogue groups drop {group.name}`; if another program reads "
-                    "with it, tell the two apart by App(name=...)"
+                    f"group={group.name!r} again, or forget it with `trilogue groups drop {group.name}`; if another program "
+                    "reads with it, tell the two apart by App(name=...)"
                 )
 
     async def run(self, *, grace: Duration = GRACE) -> None:
@@ -284,6 +288,8 @@ class App(Router):
 
         key, stream: of one only. types: AMQP patterns. after: a position. since, until: recorded time. reverse: newest first.
         """
+        for pattern in (types,) if isinstance(types, str) else types:
+            check_pattern(pattern)
         query = Query(
             types=(types,) if isinstance(types, str) else tuple(types),
             key=key,
@@ -328,9 +334,9 @@ class App(Router):
         """
         if receipt.position is None:
             raise BadOption("this event is delayed: it can be waited for once it is on the log")
-        left = microseconds(timeout) + now_us()
+        until = monotonic() + seconds(timeout)
         while not await self.store.handled(group, receipt.position):
-            if now_us() > left:
+            if monotonic() > until:
                 raise TimedOut(f"group {group!r} has not finished position {receipt.position} within {timeout}")
             await self.store.changed(0.1)
 
@@ -340,9 +346,9 @@ class App(Router):
         Raises TimedOut.
         """
         names = [sub.group.name for sub in self.subscriptions]
-        until = None if timeout is None else now_us() + microseconds(timeout)
+        until = None if timeout is None else monotonic() + seconds(timeout)
         while not await self.store.idle(names):
-            if until is not None and now_us() > until:
+            if until is not None and monotonic() > until:
                 raise TimedOut(f"the groups of this app still have work after {timeout}")
             await self.store.changed(0.05)
 
@@ -358,16 +364,6 @@ class App(Router):
     def sync(self) -> SyncApp:
         """The same for programs without an event loop: `with app.sync() as bus: bus.publish(...)`."""
         return SyncApp(self)
-
-
-_OPTIONS = inspect.signature(subscription).parameters.keys() - {"handler", "pattern", "app"}
-
-
-def _check_options(options: dict[str, Any]) -> None:
-    for name in options.keys() - _OPTIONS:
-        near = difflib.get_close_matches(name, _OPTIONS, 1)
-        hint = f"did you mean {near[0]}=?" if near else f"there are {', '.join(sorted(_OPTIONS))}"
-        raise BadOption(f"on() has no option {name!r}: {hint}")
 
 
 def _page(query: Query, limit: int, *, after: int | None = None, before: int | None = None) -> Query:
@@ -387,7 +383,7 @@ def _page(query: Query, limit: int, *, after: int | None = None, before: int | N
 def _us(moment: datetime, name: str) -> int:
     if moment.tzinfo is None:
         raise BadOption(f"{name}={moment} has no time zone: write datetime(..., tzinfo=UTC)")
-    return round(moment.timestamp() * 1_000_000)
+    return as_us(moment)
 
 
 def _due(delay: Duration | None, at: datetime | None) -> int | None:

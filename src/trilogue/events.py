@@ -122,10 +122,11 @@ def now_us() -> int:
 
 
 class _Clock:
-    """The millisecond ids are made in, its text, and how many of its 4,096 are used."""
+    """The millisecond ids are made in, as text with random bits behind, and how many of its 4,096 ids are used."""
 
     ms = 0
-    text = ""
+    head = ""
+    tail = ""
     count = 0
 
 
@@ -138,13 +139,14 @@ def new_id() -> str:
         _next_ms(_Clock.ms + 1)  # more than 4,096 in a millisecond: borrowed from the next
     else:
         _Clock.count += 1
-    tail = f"{0x8000000000000000 | random.getrandbits(62):x}"
-    return f"{_Clock.text}{_Clock.count:03x}-{tail[:4]}-{tail[4:]}"
+    return f"{_Clock.head}{_Clock.count:03x}{_Clock.tail}"
 
 
 def _next_ms(ms: int) -> None:
-    text = f"{ms:012x}"
-    _Clock.ms, _Clock.text, _Clock.count = ms, f"{text[:8]}-{text[8:]}-7", 0
+    # Fresh random bits a millisecond and not an id: the counter tells the ids of one process apart, the bits processes.
+    head, tail = f"{ms:012x}", f"{1 << 63 | random.getrandbits(62):x}"
+    _Clock.ms, _Clock.count = ms, 0
+    _Clock.head, _Clock.tail = f"{head[:8]}-{head[8:]}-7", f"-{tail[:4]}-{tail[4:]}"
 
 
 def derived_id(time_us: int, *parts: str | int) -> str:
@@ -319,6 +321,7 @@ class InTransaction:
 
     run: called with the database, inside a savepoint; returns the settlements. failed: what they are if run raises (and
     everything it wrote is undone, which `undone` tells afterwards). limit_us: how long its SQL may take.
+    doomed: it took the whole transaction down once, with this error; it fails without being run again.
     """
 
     deliveries: Sequence[Delivery]
@@ -326,3 +329,4 @@ class InTransaction:
     failed: Callable[[Exception], Sequence[Settlement]]
     limit_us: int = 250_000
     undone: bool = False
+    doomed: Exception | None = None

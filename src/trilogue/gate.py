@@ -22,6 +22,8 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+import msgspec
+
 from trilogue.events import Delivery, Lease, Record, Settlement
 from trilogue.ports import SLOTS
 
@@ -76,18 +78,15 @@ class HeldRow:
     parked: bool
 
 
-class Key:
-    """One key that has something out, waiting or held."""
+class Key(msgspec.Struct, eq=False):
+    """One key that has something out, waiting or held; made for every key of a claim, hence a Struct."""
 
-    __slots__ = ("due_us", "has_rows", "out", "slot", "unwritten", "waiting")
-
-    def __init__(self, slot: int) -> None:
-        self.slot = slot
-        self.out = 0
-        self.waiting: list[Delivery] = []
-        self.has_rows = False
-        self.due_us = 0
-        self.unwritten = 0
+    slot: int
+    out: int = 0
+    waiting: list[Delivery] = []
+    has_rows: bool = False
+    due_us: int = 0
+    unwritten: int = 0
 
     @property
     def is_idle(self) -> bool:
@@ -109,7 +108,6 @@ class Plan:
     cursors: dict[int, int] = field(default_factory=dict)
     rows: list[Row] = field(default_factory=list)
     followers: list[Row] = field(default_factory=list)
-    early: set[int] = field(default_factory=set)
 
     @property
     def is_empty(self) -> bool:
@@ -419,33 +417,39 @@ class Gate:
             if self.seen[slot] >= end and self.stored[slot] < end:
                 plan.cursors[slot] = self.stored[slot] = end
 
-    def finish(self, plan: Plan, settlement: Settlement) -> None:
-        """Free the key of a delivery that is done and has no held row, before the commit.
+    def finish_early(self, settlement: Settlement) -> bool:
+        """Free the key of a delivery that is done and has no held row, before the commit; False for any other.
 
         What comes next of the key is settled after this one or, if this one fails, not at all.
         """
         delivery = settlement.delivery
         if settlement.verdict != "done" or delivery.is_held:
-            return
-        plan.early.add(id(settlement))
-        self._count_in(delivery)
-        if self.ordered and (name := delivery.record.key) is not None:
-            self._answered(name, None)
+            return False
+        self.out -= 1
+        self.out_by_slot[delivery.lease.slot] -= 1
+        name = delivery.record.key
+        if name is not None and self.ordered:
+            key = self.keys[name]
+            if key.out == 1 and not (key.waiting or key.has_rows or key.unwritten):
+                del self.keys[name]
+            else:
+                self._answered(name, None)
+        return True
 
     def committed(self, plan: Plan, settlements: Iterable[Settlement], now_us: int) -> None:
-        """The writer has done all this."""
+        """The writer has done all this. settlements: all but those finished early."""
         if plan.generation is not self.generation:
             return
         for row in plan.followers:
             key = self.keys.get(row.key) if row.key is not None else None
             lease = self.leases.get(row.slot)
             # The slot may have gone and come back meanwhile: then the key is another one, which never counted these rows.
-            if key is not None and lease is not None and lease.epoch == plan.epochs[row.slot]:
+            if key is not None and lease is not None and lease.epoch == plan.epochs.get(row.slot):
                 key.unwritten -= 1
                 self.unwritten -= 1
                 self._wake(row.key or "", key)
         for settlement in settlements:
-            if not (settlement.delivery.lease.revoked or id(settlement) in plan.early):
+            if not settlement.delivery.lease.revoked:
                 self._settled(settlement, now_us)
 
     def _settled(self, settlement: Settlement, now_us: int) -> None:

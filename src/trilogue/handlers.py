@@ -9,6 +9,7 @@
 The annotation of the first parameter says which events; nothing is guessed from names, except `db` and `ctx`.
 """
 
+import difflib
 import inspect
 import sys
 import types
@@ -138,6 +139,17 @@ def subscription(
     )
 
 
+_OPTIONS = inspect.signature(subscription).parameters.keys() - {"handler", "pattern", "app"}
+
+
+def check_options(options: dict[str, Any]) -> None:
+    """Raise BadOption for what subscription() does not take, so that a slip is seen where it is written."""
+    for name in options.keys() - _OPTIONS:
+        near = difflib.get_close_matches(name, _OPTIONS, 1)
+        hint = f"did you mean {near[0]}=?" if near else f"there are {', '.join(sorted(_OPTIONS))}"
+        raise BadOption(f"@app.on has no option {name!r}: {hint}")
+
+
 def _qualified(handler: Callable[..., Any]) -> str:
     module = getattr(handler, "__module__", "") or ""
     if module == "__main__":
@@ -156,13 +168,12 @@ def _signature(handler: Callable[..., Any], name: str) -> tuple[list[str], dict[
     except (TypeError, ValueError, NameError, AttributeError) as error:
         raise UnknownEvent(f"the annotations of handler {name} cannot be read: {error}") from error
     parameters = list(signature.parameters)
-    extra = {p: None for p in parameters[1:]}
-    unknown = [p for p in extra if p not in ("db", "ctx")]
+    unknown = [p for p in parameters[1:] if p not in ("db", "ctx")]
     if not parameters or unknown:
         got = f"also takes {', '.join(unknown)}" if parameters else "takes nothing"
         raise UnknownEvent(f"handler {name} {got}: expected the event first, then at most `db: Db` and `ctx: Context`")
     try:
-        signature.bind(None, **extra)
+        signature.bind(None, **dict.fromkeys(parameters[1:]))
     except TypeError as error:
         raise UnknownEvent(f"handler {name} cannot be called as (event, db=, ctx=): {error}") from error
     return parameters, hints
@@ -200,9 +211,7 @@ def _patterns(pattern: str | None, coders: dict[str, Coder], name: str) -> tuple
     return both
 
 
-def _check_policy(
-    name: str, retry: Retry | None, reset: Callable[[Db], None] | None, limits: dict[str, Duration | None]
-) -> None:
+def _check_policy(name: str, retry: Retry | None, reset: Callable[[Db], None] | None, limits: dict[str, Duration | None]) -> None:
     if retry is not None and not isinstance(retry, Retry):
         raise BadOption(f"handler {name} has retry={retry!r}: expected Retry(5, '1s..5m')")
     if reset is not None and not callable(reset):

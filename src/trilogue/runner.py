@@ -74,6 +74,23 @@ class Runner:
         self._backoff_until = 0.0
         self._interruptible = False
         self._task: asyncio.Task[None] | None = None
+        self._call = self._caller()
+
+    def _caller(self) -> Callable[..., Awaitable[Any]]:
+        """The handler as something to await, whatever kind of function it is."""
+        handler, loop = self.sub.handler, asyncio.get_running_loop()
+
+        async def in_thread(event: Any, **extra: Any) -> Any:
+            # The context is copied, so that publishing from the thread still knows its cause.
+            run = contextvars.copy_context().run
+            return await loop.run_in_executor(self._threads, lambda: run(_call_now, handler, event, extra))
+
+        async def collected(event: Any, **extra: Any) -> list[Any]:
+            return [emitted async for emitted in handler(event, **extra)]
+
+        if self.sub.kind == "thread":
+            return in_thread
+        return collected if inspect.isasyncgenfunction(handler) else handler
 
     def start(self) -> None:
         """Begin to claim."""
@@ -105,7 +122,7 @@ class Runner:
     async def _claim(self) -> list[Delivery]:
         try:
             return await self._store.claim(self.name, limit=self._limit, wait_s=CLAIM_WAIT_S)
-        except LogError as error:
+        except Exception as error:  # whatever it is: a group that ends in silence is worse than one that tries again
             self._back_off("claiming", error)
             return []
 
@@ -151,21 +168,25 @@ class Runner:
     async def _work(self, lane: Lane) -> None:
         try:
             while self._runs:
-                await self._handle_run(lane, self._runs.popleft())
+                run = self._runs.popleft()
+                for n, delivery in enumerate(run, 1):
+                    if self._stopping or delivery.lease.lost:
+                        self._release(run[n - 1 :])
+                        break
+                    answer = await self._handle(lane, delivery)
+                    self._answer(answer)
+                    if n < len(run) and await self._holds_up(answer):
+                        self._release(run[n:])
+                        break
         finally:
             self._lanes.discard(lane)
 
-    async def _handle_run(self, lane: Lane, run: list[Delivery]) -> None:
-        for n, delivery in enumerate(run):
-            if self._stopping or delivery.lease.lost:
-                return self._release(run[n:])
-            answer = await self._handle(lane, delivery)
-            self._answer(answer)
-            if isinstance(answer, InTransaction) and n + 1 < len(run):
-                await self._sent()
-            if _blocks(answer):
-                return self._release(run[n + 1 :])
-        return None
+    async def _holds_up(self, answer: Answer) -> bool:
+        """Whether what follows of the same key must wait for this one."""
+        if isinstance(answer, Settlement):
+            return answer.holds_key
+        await self._sent()  # an effect's outcome is known after the commit
+        return answer.undone
 
     async def _handle(self, lane: Lane, delivery: Delivery) -> Answer:
         """Call the handler with one event; its outcome as an answer."""
@@ -179,30 +200,21 @@ class Runner:
                 lane.deadline = time.monotonic() + sub.timeout_us / 1_000_000
             outcome = await self._call(event) if ctx is None else await self._call(event, ctx=ctx)
             lane.deadline = None
-            return self._done(delivery, outcome, ctx)
+            return Settlement(delivery) if outcome is None and ctx is None else self._done(delivery, outcome, ctx)
         except Exception as error:
             lane.deadline = None
             return self._failed(delivery, error)
-        except asyncio.CancelledError:
+        except asyncio.CancelledError as error:
             lane.deadline = None
+            if lane.task is None or not lane.task.cancelling():
+                return self._failed(delivery, error)  # something it waited for was cancelled, not the handler
             if not lane.timed_out:
                 self._answer(Settlement(delivery, "release"))
                 raise
             lane.timed_out = False
-            if lane.task is not None:
-                lane.task.uncancel()
+            lane.task.uncancel()
             limit = readable(sub.timeout_us or 0)
             return self._failed(delivery, TimeoutError(f"the handler took longer than its timeout of {limit}"))
-
-    async def _call(self, event: Any, **extra: Any) -> Any:
-        handler = self.sub.handler
-        if self.sub.kind == "thread":
-            # The context is copied, so that publishing from the thread still knows its cause.
-            run = contextvars.copy_context().run
-            return await asyncio.get_running_loop().run_in_executor(self._threads, lambda: run(_call_now, handler, event, extra))
-        if inspect.isasyncgenfunction(handler):
-            return [emitted async for emitted in handler(event, **extra)]
-        return await handler(event, **extra)
 
     async def _sweep(self) -> None:
         """Cancel handlers past their deadline: one look at all lanes instead of a timer per event."""
@@ -249,10 +261,13 @@ class Runner:
 
     def _failed(self, delivery: Delivery, error: BaseException) -> Settlement:
         if isinstance(error, Later):
-            return Settlement(delivery, "retry", microseconds(error.after), charged=False, error=str(error))
+            try:
+                return Settlement(delivery, "retry", microseconds(error.after), charged=False, error=str(error))
+            except BadOption as wrong:
+                error = wrong
         wait_us = self.sub.retry.wait_us(error, delivery.attempt)
-        text = f"{type(error).__qualname__}: {error}"
-        trace = "" if isinstance(error, Reject) else "".join(traceback.format_exception(error, limit=-20))
+        text = f"{type(error).__qualname__}: {_said(error)}"
+        trace = "" if isinstance(error, Reject) else _storable("".join(traceback.format_exception(error, limit=-20)))
         if wait_us is not None:
             log.debug(
                 "group %s: attempt %d at position %d failed: %s",
@@ -283,8 +298,10 @@ class Runner:
         def run(db: Db) -> list[Settlement]:
             cause.set(delivery.record)
             ctx = Context(delivery.record, delivery.attempt, delivery.replay) if sub.takes_ctx else None
-            outcome = sub.handler(event, db) if ctx is None else sub.handler(event, db=db, ctx=ctx)
-            events, _ = _sorted_out(outcome)
+            outcome = sub.handler(event, db=db) if ctx is None else sub.handler(event, db=db, ctx=ctx)
+            events, effects = _sorted_out(outcome)
+            for effect in effects:
+                effect.write(db)
             return [Settlement(delivery, emits=self._emits(delivery, [*events, *(ctx.emitted if ctx else ())]))]
 
         return InTransaction([delivery], run, lambda error: [self._failed(delivery, error)], sub.db_limit_us)
@@ -324,7 +341,7 @@ class Runner:
         return [
             InTransaction(
                 deliveries,
-                lambda db: self._batch_done(deliveries, events, self.sub.handler(events, db)),
+                lambda db: self._batch_done(deliveries, events, self.sub.handler(events, db=db)),
                 lambda error: [self._failed(delivery, error) for delivery in deliveries],
                 self.sub.db_limit_us,
             )
@@ -337,7 +354,7 @@ class Runner:
         deliveries = [delivery for delivery, _ in decoded]
         events = [event for _, event in decoded]
         lane = Lane()
-        lane.task = asyncio.create_task(self._call(events))
+        lane.task = asyncio.ensure_future(self._call(events))
         if self.sub.timeout_us is not None:
             lane.deadline = time.monotonic() + self.sub.timeout_us / 1_000_000
         self._lanes.add(lane)
@@ -349,7 +366,9 @@ class Runner:
             return [*failed, *self._batch_done(deliveries, events, lane.task.result())]
         except Exception as error:
             return [*failed, *(self._failed(delivery, error) for delivery in deliveries)]
-        except asyncio.CancelledError:
+        except asyncio.CancelledError as error:
+            if lane.task.cancelled():  # something it waited for was cancelled, not the handler
+                return [*failed, *(self._failed(delivery, error) for delivery in deliveries)]
             lane.task.cancel()
             self._release(batch)
             raise
@@ -358,7 +377,9 @@ class Runner:
 
     def _batch_done(self, deliveries: list[Delivery], events: list[Any], outcome: Any) -> list[Settlement]:
         """A batch returns events to publish and Failed items; what is published is emitted by the batch's last record."""
-        items = [] if outcome is None else outcome if isinstance(outcome, (list, tuple)) else [outcome]
+        items, effects = _sorted_out(outcome)
+        if effects:
+            raise BadOption("a handler of a batch returns no Effect: give it a `db` parameter, or take one event at a time")
         failed = {_index(item, events): item.error for item in items if isinstance(item, Failed)}
         emitted = [item for item in items if not isinstance(item, Failed)]
         settlements = [
@@ -394,13 +415,14 @@ class Runner:
             self._coalescing = None
         answers, self._answers = self._answers, []
         if not answers:
-            return None
+            return
         self.in_flight -= len(answers)
         self._room.set()
         try:
             settling = self._store.settle(self.name, answers)  # planned now: the keys of finished records are free
         except LogError as error:
-            return self._back_off("settling", error)
+            self._back_off("settling", error)
+            return
         task = asyncio.ensure_future(self._settled(settling))
         self._settles.add(task)
         task.add_done_callback(self._settles.discard)
@@ -409,7 +431,8 @@ class Runner:
         try:
             settling = self._store.settle(self.name, answers)
         except LogError as error:
-            return self._back_off("settling", error)
+            self._back_off("settling", error)
+            return
         await self._settled(settling)
 
     async def _settled(self, settling: Awaitable[list[Delivery]]) -> None:
@@ -417,7 +440,7 @@ class Runner:
             lost = await settling
             if lost:
                 log.info("group %s: %d deliveries went to another worker", self.name, len(lost))
-        except LogError as error:
+        except Exception as error:  # whatever it is: the store lends again what was not settled
             self._back_off("settling", error)
         finally:
             self.progress_at = time.monotonic()
@@ -463,13 +486,6 @@ def _runs(deliveries: list[Delivery], *, ordered: bool) -> Iterable[list[Deliver
     return by_key.values()
 
 
-def _blocks(answer: Answer) -> bool:
-    """Whether what follows of the same key must wait for this one."""
-    if isinstance(answer, InTransaction):
-        return answer.undone
-    return answer.holds_key
-
-
 def _sorted_out(outcome: Any) -> tuple[list[object], list[Effect]]:
     """What a handler returned, as events to publish and effects to write."""
     if outcome is None:
@@ -490,6 +506,18 @@ def _index(item: Failed, events: list[Any]) -> int:
     raise BadOption(
         f"Failed({item.item!r}, ...) names no event of the batch: give the event itself or its index, 0 to {len(events) - 1}"
     )
+
+
+def _said(error: BaseException) -> str:
+    try:
+        return _storable(str(error))
+    except Exception as wrong:
+        return f"(its message cannot be read: {type(wrong).__qualname__})"
+
+
+def _storable(text: str) -> str:
+    """Text without what is no UTF-8: an undecodable file name in a message must not keep it from being written."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _as_error(error: BaseException | str) -> BaseException:

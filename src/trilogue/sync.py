@@ -7,6 +7,7 @@ with app.sync() as bus:             one event loop in a thread of its own, for a
 import asyncio
 import threading
 from collections.abc import Coroutine, Iterator, Sequence
+from concurrent.futures import CancelledError
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -29,6 +30,8 @@ class SyncApp:
         self._thread: threading.Thread | None = None
 
     def __enter__(self) -> "SyncApp":
+        if self._loop is not None:
+            raise Unavailable("this bus is in use already: make another one with app.sync()")
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="trilogue sync", daemon=True)
         self._thread.start()
@@ -46,17 +49,23 @@ class SyncApp:
             self._end()
 
     def _end(self) -> None:
-        if self._loop is not None and self._thread is not None:
-            self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join()
-            self._loop.close()
-        self._loop = None
+        loop, self._loop = self._loop, None
+        if loop is None or self._thread is None:
+            return
+        asyncio.run_coroutine_threadsafe(_end_all(), loop).result()
+        loop.call_soon_threadsafe(loop.stop)
+        self._thread.join()
+        loop.close()
 
     def _wait(self, work: Coroutine[Any, Any, T]) -> T:
-        if self._loop is None:
+        loop = self._loop
+        if loop is None:
             work.close()
             raise Unavailable("the store is not open: use it inside `with app.sync() as bus:`")
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+        try:
+            return asyncio.run_coroutine_threadsafe(work, loop).result()
+        except CancelledError:
+            raise Unavailable("the block of `with app.sync() as bus:` ended before this call did") from None
 
     def publish(
         self,
@@ -94,6 +103,17 @@ class SyncApp:
     def wait_for(self, receipt: Receipt, group: str, *, timeout: Duration = "10s") -> None:
         """App.wait_for()."""
         self._wait(self._app.wait_for(receipt, group, timeout=timeout))
+
+
+async def _end_all() -> None:
+    """End what other threads still wait for, and histories nobody read to the end."""
+    loop = asyncio.get_running_loop()
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
+    await loop.shutdown_asyncgens()
+    await loop.shutdown_default_executor()
 
 
 async def _next(records: Any) -> Record:

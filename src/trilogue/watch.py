@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from types import FrameType
 
-from trilogue.errors import LogError
+from trilogue.errors import TrilogueError
 from trilogue.ports import Store
 from trilogue.runner import Runner
 
@@ -79,7 +79,7 @@ async def watch_progress(store: Store, runners: Sequence[Runner], *, silent_s: f
             runner.progress_at = time.monotonic()
             try:
                 has_work = runner.in_flight > 0 or not await store.idle([runner.name])
-            except LogError as error:
+            except TrilogueError as error:
                 log.warning("the log does not answer: %s", error)
                 continue
             if has_work:

@@ -116,9 +116,7 @@ def _measure(row: Row, folder: Path, rounds: int) -> Result:
             limit.append(row.limit(folder))
         if row.peer is not None:
             peer.append(row.peer(folder))
-    return Result(
-        row.name, statistics.median(ours), _median(limit), _ratio(ours, limit), _median(peer), _ratio(ours, peer)
-    )
+    return Result(row.name, statistics.median(ours), _median(limit), _ratio(ours, limit), _median(peer), _ratio(ours, peer))
 
 
 def _median(values: list[float]) -> float | None:

@@ -93,7 +93,8 @@ def _ending(code: int) -> str:
 
 async def _stopped_within(stopping: asyncio.Event, wait_s: float) -> bool:
     try:
-        await asyncio.wait_for(stopping.wait(), wait_s)
+        async with asyncio.timeout(wait_s):
+            await stopping.wait()
     except TimeoutError:
         return False
     return True

@@ -9,8 +9,9 @@ Options: `?lease_s=10` how long a dead worker's keys wait at most; `?payload_byt
 """
 
 import difflib
+import re
 from pathlib import Path
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from trilogue.errors import BadOption, UnknownScheme, Unsupported
 from trilogue.ports import Store
@@ -23,6 +24,7 @@ _OPTIONS: dict[str, tuple[float, float]] = {
     "payload_bytes": (1, 1 << 30),
     "wal_bytes": (1 << 20, 1 << 45),
 }
+_SECRET = re.compile(r"(\w*(?:password|passwd|pwd|secret|token)\w*)=[^&#]*", re.IGNORECASE)
 
 
 def open_store(url: str) -> Store:
@@ -30,7 +32,7 @@ def open_store(url: str) -> Store:
 
     Raises UnknownScheme, Unsupported, BadOption; each names what would be right.
     """
-    parts = urlsplit(url.strip())
+    parts = _split(url)
     if parts.scheme not in SCHEMES:
         near = difflib.get_close_matches(parts.scheme, SCHEMES, 1)
         hint = f"did you mean {near[0]}://?" if near else "expected memory:// or sqlite:///file.db"
@@ -39,14 +41,38 @@ def open_store(url: str) -> Store:
         raise Unsupported(f"{parts.scheme}:// is not there yet in this release; use memory:// or sqlite:///file.db")
     options = _options(parts.query, url)
     if parts.scheme == "memory":
+        if parts.netloc or parts.path.strip("/"):
+            raise BadOption(f"{redacted(url)!r}: a memory:// log has no name, each App has its own; write memory:// alone")
         return SqlStore(":memory:", "memory://", **options)  # type: ignore[arg-type]
     return SqlStore(str(_path(parts.netloc, parts.path, url)), redacted(url), **options)  # type: ignore[arg-type]
 
 
+def _split(url: str) -> SplitResult:
+    if not isinstance(url, str):
+        raise BadOption(f"a URL is a text, as 'sqlite:///file.db': this is {type(url).__qualname__}")
+    url = url.strip()
+    if not url.isprintable():
+        raise BadOption(f"{redacted(url)!r} has a line break or control character in it: remove it")
+    if "#" in url:
+        raise BadOption(f"{redacted(url)!r}: everything after # would be lost; write %23 for a # that is meant")
+    try:
+        return urlsplit(url)
+    except ValueError:  # its text may contain the password
+        raise BadOption(f"{redacted(url)!r} is no URL: check the brackets, they belong around IPv6 addresses only") from None
+
+
 def _path(host: str, path: str, url: str) -> Path:
-    if host or not path.startswith("/") or path == "/":
+    if host or not path.startswith("/") or path.endswith("/"):
         raise BadOption(f"{redacted(url)!r} names no file: write sqlite:///relative.db or sqlite:////absolute/path.db")
-    return Path(unquote(path[1:])).expanduser()
+    if path == "/:memory:":
+        raise BadOption(f"{redacted(url)!r} is no file: write memory://")
+    try:
+        file = Path(unquote(path[1:], errors="strict")).expanduser()
+    except (UnicodeDecodeError, RuntimeError) as error:
+        raise BadOption(f"{redacted(url)!r}: its path cannot be read: {error}") from error
+    if not str(file).isprintable():
+        raise BadOption(f"{redacted(url)!r} has a control character in its path: remove it")
+    return file
 
 
 def _options(query: str, url: str) -> dict[str, float | int]:
@@ -76,8 +102,8 @@ def _number(name: str, text: str, url: str) -> float | int:
 
 def redacted(url: str) -> str:
     """The URL as it may be shown: without a password."""
-    scheme, sep, rest = url.partition("://")
-    authority, slash, path = rest.partition("/")
-    user, at, host = authority.rpartition("@")
-    name = user.partition(":")[0]
-    return f"{scheme}{sep}{name}:***@{host}{slash}{path}" if at else url
+    url = _SECRET.sub(r"\1=***", url)
+    scheme, sep, rest = url.partition("://") if "://" in url else url.partition(":")
+    # Up to the last @, wherever a password that was not encoded has its slashes; a path that begins at once has no user.
+    user, at, host = ("", "", rest) if rest.startswith("/") else rest.rpartition("@")
+    return f"{scheme}{sep}{user.partition(':')[0]}:***@{host}" if at else url

@@ -10,18 +10,19 @@ nothing of that slot's deliveries happens.
 """
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 
-from trilogue.errors import LeaseLost, UnknownEvent, Unsupported
+from trilogue.errors import LeaseLost, LogError, TimedOut, UnknownEvent, Unsupported
 from trilogue.events import Delivery, Group, InTransaction, Record, Settlement
 from trilogue.gate import NEVER_US, HeldRow, Plan, Row
 from trilogue.ports import SLOTS, Db, SeekTo
 from trilogue.stores.log import COLUMNS, Types, emit, newest, numbers, oldest, position_at, record_of
-from trilogue.stores.writer import Sql
+from trilogue.stores.writer import Again, Sql
 
 READY, PARKED, DEAD = 0, 1, 2
 RUN_RECORDS = 200
@@ -66,6 +67,14 @@ def bind(sql: Sql, groups: Sequence[Group], now_us: int) -> None:
                 "update trilogue_groups set app = ?, patterns = ?, ordered = ?, has_effects = ?, revision = revision + 1 where id = ?",
                 (group.app, patterns, group.ordered, group.has_effects, there[0][0]),
             )
+            if there[0][3] != group.ordered:
+                _reorder(sql, there[0][0], ordered=group.ordered)
+
+
+def _reorder(sql: Sql, group_id: int, *, ordered: bool) -> None:
+    """Held rows carry a key exactly where order matters."""
+    key = "(select r.key from trilogue_records r where r.position = trilogue_held.position)" if ordered else "null"
+    sql.rows(f"update trilogue_held set key = {key} where group_id = ?", (group_id,))
 
 
 def create(sql: Sql, group: Group, cursor: int, now_us: int) -> None:
@@ -182,9 +191,14 @@ def leave(sql: Sql, worker: Worker) -> None:
     sql.rows("delete from trilogue_members where worker = ?", (worker.name,))
 
 
-def renew(sql: Sql, worker: Worker, until_us: int) -> None:
-    """Prolong all leases of a worker; one that was buried meanwhile stays buried."""
-    sql.rows("update trilogue_members set lease_us = ? where worker = ?", (until_us, worker.name))
+def renew(sql: Sql, worker: Worker, until_us: int) -> set[int]:
+    """Prolong all leases of a worker; one that was buried meanwhile stays buried. Returns the groups it still works for."""
+    return {
+        group_id
+        for (group_id,) in sql.rows(
+            "update trilogue_members set lease_us = ? where worker = ? returning group_id", (until_us, worker.name)
+        )
+    }
 
 
 # ── claiming ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -257,34 +271,63 @@ def _held_row(sql: Sql, types: Types, row: Any) -> HeldRow:
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """What became of a settlement: the final answers, and the deliveries of which nothing happened."""
+    """What became of a settlement: the final answers to `rest`, the deliveries of which nothing happened, how many emits."""
 
     settlements: list[Settlement]
     lost: list[Delivery]
+    emitted: int
 
 
 class Effects:
-    """Runs effects inside savepoints: the user's SQL, bounded in time. `deadline` sets the moment SQL is interrupted."""
+    """Runs effects inside savepoints: the user's SQL, bounded in time.
 
-    def __init__(self, db: Db, deadline: Callable[[int | None], None]) -> None:
+    deadline: sets the moment SQL is interrupted. in_transaction: whether there still is one: interrupting a statement that
+    writes makes SQLite undo the whole transaction, other groups' work included, which is then done again without this one.
+    """
+
+    def __init__(
+        self,
+        db: Db,
+        deadline: Callable[[int | None], None],
+        in_transaction: Callable[[], bool],
+        translate: Callable[[Exception], Exception],
+    ) -> None:
         self.db = db
         self.deadline = deadline
+        self.in_transaction = in_transaction
+        self.translate = translate
 
     def run(self, sql: Sql, work: InTransaction) -> Sequence[Settlement]:
         """The settlements of one InTransaction; what a failing one wrote is undone."""
         sql.rows("savepoint effect")
         self.deadline(work.limit_us)
         try:
-            settlements = work.run(self.db)
+            settlements = self._run(work)
         except Exception as error:
             self.deadline(None)
+            if not self.in_transaction():
+                self._give_up(work, self.translate(error))
             sql.rows("rollback to effect")
-            settlements = work.failed(error)
+            settlements = work.failed(self.translate(error))
             work.undone = True
         finally:
             self.deadline(None)
         sql.rows("release effect")
         return settlements
+
+    def _run(self, work: InTransaction) -> Sequence[Settlement]:
+        if work.doomed is not None:
+            raise work.doomed
+        settlements = work.run(self.db)
+        if not self.in_transaction():
+            raise TimedOut("its SQL was interrupted, and it went on as if nothing had happened: let the error through")
+        return settlements
+
+    def _give_up(self, work: InTransaction, error: Exception) -> None:
+        if isinstance(error, LogError):  # the disk is full: no fault of this effect
+            raise error
+        work.doomed = error
+        raise Again
 
 
 def settle(
@@ -294,20 +337,49 @@ def settle(
     group_id: int,
     worker: Worker,
     plan: Plan,
-    answers: Sequence[Settlement | InTransaction],
+    early: Sequence[Settlement],
+    rest: Sequence[Settlement | InTransaction],
     now_us: int,
 ) -> Settled:
-    """Write one settlement of a group: fence, effects, emits, held rows, cursors."""
+    """Write one settlement of a group: fence, effects, emits, held rows, cursors.
+
+    early: plainly done and without a held row; by far the most, and all there is to do for them is to count.
+    """
     if plan.generation.broken:
         raise LeaseLost("an earlier settlement of this group failed: its records are delivered again")
     mine = _fence(sql, group_id, worker, plan)
-    settlements: list[Settlement] = []
     lost: list[Delivery] = []
+    if mine is not plan.epochs:
+        lost += [settlement.delivery for settlement in early if not _holds(settlement.delivery, mine)]
+        early = [settlement for settlement in early if _holds(settlement.delivery, mine)]
+    settlements = _decide(sql, effects, plan, mine, rest, lost)
+    emits = [envelope for settlement in (*early, *settlements) for envelope in settlement.emits]
+    if emits:
+        emit(sql, types, emits, now_us)
+    _write_held(sql, group_id, settlements, now_us, ordered=plan.ordered)
+    _write_rows(sql, group_id, [row for row in (*plan.rows, *plan.followers) if row.slot in mine])
+    cursors = {slot: cursor for slot, cursor in plan.cursors.items() if slot in mine}
+    _write_cursors(sql, group_id, early, settlements, cursors)
+    return Settled(settlements, lost, len(emits))
+
+
+def _decide(
+    sql: Sql,
+    effects: Effects,
+    plan: Plan,
+    mine: dict[int, int],
+    answers: Sequence[Settlement | InTransaction],
+    lost: list[Delivery],
+) -> list[Settlement]:
+    """The final answers, in order, after running the effects; what is not ours any more goes to `lost`."""
+    settlements: list[Settlement] = []
     blocked: set[str] = set()
     for answer in answers:
         deliveries = (answer.delivery,) if isinstance(answer, Settlement) else answer.deliveries
-        if not all(mine.get(d.lease.slot) == d.lease.epoch for d in deliveries):
-            lost += deliveries
+        if mine is not plan.epochs and not all(_holds(delivery, mine) for delivery in deliveries):
+            # A batch can be lost in part: what is still ours of it is handed back.
+            settlements += [Settlement(delivery, "release") for delivery in deliveries if _holds(delivery, mine)]
+            lost += [delivery for delivery in deliveries if not _holds(delivery, mine)]
             continue
         key = deliveries[0].record.key if plan.ordered and len(deliveries) == 1 else None
         if key in blocked:
@@ -318,13 +390,11 @@ def settle(
         if key is not None and final[0].holds_key:
             blocked.add(key)
         settlements += final
-    emits = [envelope for settlement in settlements for envelope in settlement.emits]
-    if emits:
-        emit(sql, types, emits, now_us)
-    _write_held(sql, group_id, settlements, now_us, ordered=plan.ordered)
-    _write_rows(sql, group_id, [row for row in (*plan.rows, *plan.followers) if row.slot in mine])
-    _write_cursors(sql, group_id, settlements, {slot: at for slot, at in plan.cursors.items() if slot in mine})
-    return Settled(settlements, lost)
+    return settlements
+
+
+def _holds(delivery: Delivery, mine: dict[int, int]) -> bool:
+    return mine.get(delivery.lease.slot) == delivery.lease.epoch
 
 
 def _fence(sql: Sql, group_id: int, worker: Worker, plan: Plan) -> dict[int, int]:
@@ -376,9 +446,14 @@ def _held_values(group_id: int, key: str | None, settlement: Settlement, now_us:
         due_us,
         attempt,
         failed_us,
-        settlement.error[:ERROR_CHARS] or None,
-        settlement.traceback[-TRACEBACK_CHARS:] or None,
+        _text(settlement.error[:ERROR_CHARS]),
+        _text(settlement.traceback[-TRACEBACK_CHARS:]),
     )
+
+
+def _text(text: str) -> str | None:
+    """Text that can be stored: an error may quote a file name that is not UTF-8."""
+    return text.encode("utf-8", "backslashreplace").decode() or None
 
 
 def _write_rows(sql: Sql, group_id: int, rows: Sequence[Row]) -> None:
@@ -389,20 +464,22 @@ def _write_rows(sql: Sql, group_id: int, rows: Sequence[Row]) -> None:
         )
 
 
-def _write_cursors(sql: Sql, group_id: int, settlements: Iterable[Settlement], cursors: dict[int, int]) -> None:
-    """Cursors and counters of the slots that changed; finished records without a span moved no cursor but do count."""
-    changed: dict[int, list[int]] = {slot: [cursor, 0, 0] for slot, cursor in cursors.items()}
+def _write_cursors(
+    sql: Sql, group_id: int, early: Sequence[Settlement], settlements: Sequence[Settlement], cursors: dict[int, int]
+) -> None:
+    """Cursors and counters of the slots that changed; what came from held rows moved no cursor but does count."""
+    done = Counter([settlement.delivery.lease.slot for settlement in early])
+    failed: Counter[int] = Counter()
     for settlement in settlements:
-        entry = changed.get(settlement.delivery.lease.slot)
-        if entry is None:
-            entry = changed[settlement.delivery.lease.slot] = [0, 0, 0]
+        slot = settlement.delivery.lease.slot
         if settlement.verdict == "done":
-            entry[1] += 1
+            done[slot] += 1
         elif settlement.verdict != "release":
-            entry[2] += settlement.charged
+            failed[slot] += settlement.charged
+    slots = cursors.keys() | done.keys() | failed.keys()
     sql.many(
         "update trilogue_slots set cursor = max(cursor, ?), done = done + ?, failed = failed + ? where group_id = ? and slot = ?",
-        [(*entry, group_id, slot) for slot, entry in changed.items()],
+        [(cursors.get(slot, 0), done[slot], failed[slot], group_id, slot) for slot in slots],
     )
 
 

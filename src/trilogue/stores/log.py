@@ -20,6 +20,7 @@ PAYLOAD_BYTES = 1 << 20
 ID_CHARS = 255
 PAGE_RECORDS = 10_000
 TRIM_RECORDS = 5_000
+PLACE_RECORDS = 4_096
 FIRE_TIMERS = 1_000
 
 COLUMNS = "position, slot, type, id, key, time_us, recorded_us, stream, version, correlation, causation, more, data"
@@ -31,6 +32,7 @@ class Types:
     """The numbers of (type, source, schema version), as stored; a cache that only the owner of one connection uses."""
 
     def __init__(self) -> None:
+        self.placed: int | None = None
         self._numbers: dict[tuple[str, str, int], int] = {}
         self.by_number: dict[int, tuple[str, str, int]] = {}
 
@@ -57,6 +59,7 @@ class Types:
         """What was read inside a transaction that was rolled back is not true."""
         self._numbers.clear()
         self.by_number.clear()
+        self.placed = None
 
     def matching(self, patterns: Sequence[str]) -> list[int]:
         """The numbers of all types the patterns mean."""
@@ -97,10 +100,26 @@ def append_all(sql: Sql, types: Types, appends: Sequence[Sequence[Envelope]], no
     rows = [_row(sql, types, envelope, head + n, at_us) for n, envelope in enumerate(_chain(appends), 1)]
     stored = sql.many(_INSERT, rows) if len(rows) > 1 else _insert_one(sql, rows)
     outcomes = _cut(rows, appends)
+    note_places(sql, types, head + len(rows))
     if stored == len(rows):
         return [[row[0] for row in cut] for cut in outcomes]
     # Some id was there already: rare, so repetitions are told from conflicts one by one.
     return [_sort_out(sql, types, envelopes, cut) for envelopes, cut in zip(appends, outcomes, strict=True)]
+
+
+def note_places(sql: Sql, types: Types, head: int) -> None:
+    """Note the places of some thousand records at once, when so many are new."""
+    if types.placed is None:
+        types.placed = sql.rows("select placed from trilogue_progress")[0][0]
+    if head - types.placed < PLACE_RECORDS:
+        return
+    sql.rows(
+        "insert into trilogue_places select slot, position from trilogue_records "
+        "where position > ? and position <= ? and key is not null order by slot, position",
+        (types.placed, head),
+    )
+    sql.rows("update trilogue_progress set placed = ?", (head,))
+    types.placed = head
 
 
 def _chain(appends: Sequence[Sequence[Envelope]]) -> Iterable[Envelope]:
@@ -197,8 +216,14 @@ def append_expected(sql: Sql, types: Types, envelopes: Sequence[Envelope], strea
         if repeated is not None:
             return repeated
         raise Conflict(f"stream {stream!r} has version {version}, expected was {expected}: read it again and decide again")
-    at_us = max(now_us, newest(sql)[1])
-    return [_append_once(sql, types, envelope, at_us, stream, version + n) for n, envelope in enumerate(envelopes, 1)]
+    head, last_us = newest(sql)
+    positions = []
+    for envelope in envelopes:
+        position = _append_once(sql, types, envelope, max(now_us, last_us), stream, version + 1)
+        if position > head:  # not a repetition
+            head, version = position, version + 1
+        positions.append(position)
+    return positions
 
 
 def _repeated(sql: Sql, types: Types, envelopes: Sequence[Envelope], stream: str, expected: int) -> list[int] | None:
@@ -220,6 +245,7 @@ def emit(sql: Sql, types: Types, envelopes: Sequence[Envelope], now_us: int) -> 
     head, last_us = newest(sql)
     at_us = max(now_us, last_us)
     sql.many(_INSERT, [_row(sql, types, envelope, head + n, at_us) for n, envelope in enumerate(envelopes, 1)])
+    note_places(sql, types, head + len(envelopes))
 
 
 # ── read ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -242,29 +268,45 @@ def read(sql: Sql, types: Types, query: Query) -> list[Record]:
     """One page of records."""
     where, values = _conditions(sql, types, query)
     order = "desc" if query.reverse else "asc"
-    rows = sql.rows(
-        f"select {COLUMNS} from trilogue_records where {where} order by position {order} limit ?",
-        (*values, max(0, min(query.limit, PAGE_RECORDS))),
-    )
+    limit = max(0, min(query.limit, PAGE_RECORDS))
+    if query.key is None:
+        rows = sql.rows(f"select {COLUMNS} from trilogue_records r where {where} order by position {order} limit ?", (*values, limit))
+    else:
+        rows = _rows_of_key(sql, query.key, where, values, order, limit)
     return [record_of(sql, types, row) for row in rows]
 
 
+def _rows_of_key(sql: Sql, key: str, where: str, values: list[Any], order: str, limit: int) -> list[Any]:
+    """Rows of one key: by the places of its slot, and those after the last noted place by looking at each."""
+    columns = ", ".join("r." + column for column in COLUMNS.split(", "))
+    placed = sql.rows("select placed from trilogue_progress")[0][0]
+    noted = (
+        f"select {columns} from trilogue_places p cross join trilogue_records r on r.position = p.position where p.slot = ? and "
+        f"p.position <= ? and r.key = ? and {where.replace('r.position', 'p.position')} order by p.position {order} limit ?"
+    )
+    newer = f"select {columns} from trilogue_records r where r.position > ? and r.key = ? and {where} order by r.position {order} limit ?"
+    parts = [(noted, (slot_of(key), placed, key, *values)), (newer, (placed, key, *values))]
+    rows: list[Any] = []
+    for statement, bound in parts if order == "asc" else reversed(parts):
+        if len(rows) < limit:
+            rows += sql.rows(statement, (*bound, limit - len(rows)))
+    return rows
+
+
 def _conditions(sql: Sql, types: Types, query: Query) -> tuple[str, list[Any]]:
-    parts: list[tuple[str, list[Any]]] = [("position > ?", [query.after])]
+    parts: list[tuple[str, list[Any]]] = [("r.position > ?", [query.after])]
     if query.before is not None:
-        parts.append(("position < ?", [query.before]))
-    if query.key is not None:
-        parts.append(("slot = ? and key = ?", [slot_of(query.key), query.key]))
+        parts.append(("r.position < ?", [query.before]))
     if query.stream is not None:
-        parts.append(("stream = ?", [query.stream]))
+        parts.append(("r.stream = ?", [query.stream]))
     # Recorded time never falls with position, so a time becomes a position and no index on time is needed.
     if query.since_us is not None:
-        parts.append(("position >= ?", [position_at(sql, query.since_us)]))
+        parts.append(("r.position >= ?", [position_at(sql, query.since_us)]))
     if query.until_us is not None:
-        parts.append(("position < ?", [position_at(sql, query.until_us)]))
+        parts.append(("r.position < ?", [position_at(sql, query.until_us)]))
     if tuple(query.types) != ("#",):
         types.load(sql)
-        parts.append((f"type in ({numbers(types.matching(query.types))})", []))
+        parts.append((f"r.type in ({numbers(types.matching(query.types))})", []))
     return " and ".join(part for part, _ in parts), [value for _, values in parts for value in values]
 
 
@@ -339,5 +381,9 @@ def trim(sql: Sql, *, before_us: int | None, keep: int | None, force: bool, stre
         floor = floor if needed is None else min(floor, needed + 1)
     held = "" if force else "and not exists (select 1 from trilogue_held h where h.position = r.position)"
     kept = "" if streams else "and stream is null"
-    doomed = f"select position from trilogue_records r where position < ? {held} {kept} order by position limit ?"
-    return sql.many(f"delete from trilogue_records where position in ({doomed})", [(floor, TRIM_RECORDS)])
+    doomed = f"from trilogue_records r where position < ? {held} {kept} order by position limit ?"
+    which = (floor, TRIM_RECORDS)
+    if force:  # what is held of a record that is gone could never be handed out again, nor be finished
+        sql.many(f"delete from trilogue_held where position in (select position {doomed})", [which])
+    sql.many(f"delete from trilogue_places where (slot, position) in (select slot, position {doomed})", [which])
+    return sql.many(f"delete from trilogue_records where position in (select position {doomed})", [which])

@@ -11,13 +11,14 @@ meets a commit (https://sqlite.org/wal.html#walresetbug), and distributions ship
 
 import contextlib
 import os
+import re
 import sys
 import threading
 import time
-from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, ClassVar
+from urllib.parse import unquote
 
 import apsw
 
@@ -82,6 +83,7 @@ class SqliteConnection:
         self.deadline_s: float | None = None
         self._wal_bytes = wal_bytes
         self._begun = -1
+        self._is_broken = False
         self._pid = os.getpid()
         self._turn = threading.Lock()
         self._lock_file = None if path == ":memory:" else _open_lock(path)
@@ -104,6 +106,8 @@ class SqliteConnection:
             if not self._flock(wait):
                 self._turn.release()
                 return False
+            if self._is_broken:
+                self._reopen()
             self._begun += 1
             if self._begun % BEGINS_PER_WAL_CHECK == 0:
                 self._check_wal()
@@ -121,24 +125,23 @@ class SqliteConnection:
         self._turn.release()
 
     def rollback(self) -> None:
-        """Undo everything since begin(); after an I/O error the connection is a new one."""
+        """Undo everything since begin(); if that fails, the next begin() is on a new connection."""
         try:
             # A full disk may have rolled back already; a failed fsync must never be retried on the same handle.
             if self.apsw.in_transaction:
                 self.sql.rows("rollback")
         except apsw.Error:
-            self._reopen()
+            self._is_broken = self.path != ":memory:"
         finally:
             self._funlock()
             self._turn.release()
 
     def _reopen(self) -> None:
-        if self.path == ":memory:":
-            return
         with contextlib.suppress(apsw.Error):
             self.apsw.close(True)
         self._open()
         self.sql.attach(self.apsw)
+        self._is_broken = False
 
     def check_fork(self) -> None:
         """Raise Unavailable in a forked child: SQLite's locks do not survive a fork."""
@@ -148,11 +151,18 @@ class SqliteConnection:
     def _check_wal(self) -> None:
         if self.path == ":memory:":
             return
+        if wal_bytes(self.path) <= self._wal_bytes:
+            return
+        with contextlib.suppress(apsw.Error):  # nobody commits any more, so nobody else moves it into the file
+            self.apsw.set_busy_timeout(0)
+            self.sql.rows("pragma wal_checkpoint(truncate)")
+        self.apsw.set_busy_timeout(BUSY_MS)
         size = wal_bytes(self.path)
         if size > self._wal_bytes:
+            self._begun = -1  # the next one looks again
             raise StorageFull(
-                f"the write-ahead log of {self.path} has {size >> 20} MiB (limit {self._wal_bytes >> 20} MiB), because some reader "
-                "keeps an old snapshot open: end that reader (a sqlite3 shell, a backup), then this goes on by itself"
+                f"the write-ahead log of {self.path} has {size >> 20} MiB (limit {self._wal_bytes >> 20} MiB), because some "
+                "reader keeps an old snapshot open: end that reader (a sqlite3 shell, a backup), then this goes on by itself"
             )
 
     def _flock(self, wait: bool) -> bool:
@@ -198,7 +208,9 @@ def translate(error: Exception, path: str, *, at_commit: bool = False) -> Except
             return TimedOut("its SQL took longer than the db limit: make it cheaper, or raise db_limit= of the handler")
         case apsw.IOError() if at_commit:
             return OutcomeUnknown(f"{path}: {error}; it may or may not be stored, repeating it with the same id is harmless")
-        case apsw.IOError() | apsw.CantOpenError() | apsw.CorruptError() | apsw.NotADBError():
+        case apsw.NotADBError():
+            return Unavailable(f"{path} is no SQLite database: use another file for trilogue")
+        case apsw.IOError() | apsw.CantOpenError() | apsw.CorruptError():
             return Unavailable(f"{path}: {error}; check the disk, then run `trilogue status --url` on it")
     return error
 
@@ -236,9 +248,9 @@ _PRAGMAS: dict[str, str | int] = {
 }
 
 
-def check_place(path: str) -> None:
-    """Raise Unavailable with the mend if no database can live at this path."""
-    file = Path(path)
+def check_place(path: str) -> str:
+    """The absolute path; raises Unavailable with the mend if no database can live there."""
+    file = Path(path).absolute()
     folder = file.parent
     if not folder.is_dir():
         raise Unavailable(f"folder {folder} does not exist: create it, or use another path in the URL")
@@ -250,6 +262,10 @@ def check_place(path: str) -> None:
         raise Unavailable(f"folder {folder} may not be written: SQLite keeps files beside the database; mend its permissions")
     if (kind := file_system(folder)) in NETWORK_FILE_SYSTEMS:
         raise Unavailable(f"{folder} is on a network file system ({kind}), where SQLite loses data: use a local disk")
+    return str(file)
+
+
+_ESCAPED = re.compile(r"\\([0-7]{3})")  # blanks and the like in the names of /proc/self/mountinfo
 
 
 def file_system(folder: Path) -> str:
@@ -262,7 +278,7 @@ def file_system(folder: Path) -> str:
     best = ("", "")
     for line in lines:
         left, _, right = line.partition(" - ")
-        mount = left.split()[4]
+        mount = _ESCAPED.sub(lambda found: chr(int(found[1], 8)), left.split()[4])
         inside = real == mount or real.startswith(mount.rstrip("/") + "/")
         if inside and len(mount) >= len(best[0]):
             best = (mount, right.split()[0])
@@ -325,6 +341,7 @@ class OpenFiles:
     other's POSIX locks when one closes the file, and committed data is lost (https://sqlite.org/howtocorrupt.html#_posix_advisory_locks)."""
 
     _counts: ClassVar[dict[tuple[int, int], int]] = {}
+    _identities: ClassVar[dict[str, tuple[int, int]]] = {}
     _hooked: ClassVar[bool] = False
 
     @classmethod
@@ -333,13 +350,13 @@ class OpenFiles:
         if not cls._hooked:
             sys.addaudithook(cls._refuse)
             cls._hooked = True
-        identity = _identity(path)
+        identity = cls._identities[path] = _identity(path)
         cls._counts[identity] = cls._counts.get(identity, 0) + 1
 
     @classmethod
     def remove(cls, path: str) -> None:
-        """The opposite of add()."""
-        identity = _identity(path)
+        """The opposite of add(), also when the file has been deleted or replaced meanwhile."""
+        identity = cls._identities.get(path, (0, 0))
         left = cls._counts.get(identity, 0) - 1
         if left > 0:
             cls._counts[identity] = left
@@ -350,8 +367,10 @@ class OpenFiles:
     def _refuse(cls, event: str, args: tuple[Any, ...]) -> None:
         if event != "sqlite3.connect" or not cls._counts:
             return
-        path = os.fspath(args[0]).removeprefix("file:").partition("?")[0] if isinstance(args[0], (str, os.PathLike)) else None
-        if isinstance(path, str) and os.path.exists(path) and _identity(path) in cls._counts:
+        path = os.fsdecode(args[0]) if isinstance(args[0], (str, bytes, os.PathLike)) else ""
+        if path.startswith("file:"):
+            path = unquote(path.removeprefix("file:").removeprefix("//localhost").partition("?")[0].partition("#")[0])
+        if os.path.exists(path) and _identity(path) in cls._counts:
             raise BadOption(
                 f"{path} is open as a trilogue store in this process: opening it with the sqlite3 module too would lose "
                 "committed data; read tables with `await app.db(sql)`, write them in a handler with a `db` parameter"
@@ -364,53 +383,3 @@ def _identity(path: str) -> tuple[int, int]:
     except OSError:
         return (0, 0)
     return (stat.st_dev, stat.st_ino)
-
-
-# ── the user's SQL ───────────────────────────────────────────────────────────────────────────────────────────────────
-
-_FORBIDDEN = {
-    "begin",
-    "commit",
-    "end",
-    "rollback",
-    "savepoint",
-    "release",
-    "attach",
-    "detach",
-    "pragma",
-    "vacuum",
-    "reindex",
-}
-_VETTED = 1_000
-
-
-class UserDb:
-    """ports.Db over a connection: the user's SQL, without what would break the transaction it runs in."""
-
-    def __init__(self, sql: ApswSql) -> None:
-        self._sql = sql
-        self._vetted: set[str] = set()
-
-    def execute(self, sql: str, values: Sequence[Any] = (), /) -> list[tuple[Any, ...]]:
-        """Run one statement and return its rows."""
-        if sql not in self._vetted:
-            self._vet(sql)
-        return self._sql.rows(sql, values)
-
-    def executemany(self, sql: str, rows: Sequence[Sequence[Any]], /) -> None:
-        """Run one statement once per row of values."""
-        if sql not in self._vetted:
-            self._vet(sql)
-        self._sql.many(sql, rows)
-
-    def _vet(self, sql: str) -> None:
-        for statement in sql.split(";"):
-            words = statement.split(None, 1)
-            word = words[0].lower() if words else ""
-            if word in _FORBIDDEN:
-                raise BadOption(f"{word.upper()} is not allowed here: trilogue owns the transaction your SQL runs in")
-            if "trilogue_" in statement.lower() and word not in ("select", "with"):
-                raise BadOption("tables named trilogue_… are written by trilogue alone: choose another name")
-        if len(self._vetted) >= _VETTED:
-            self._vetted.clear()
-        self._vetted.add(sql)

@@ -99,14 +99,14 @@ def _held(sql: Sql, group_id: int) -> dict[str, int]:
 
 def count_types(sql: Sql) -> dict[str, int]:
     """Records ever accepted by type; only what came since the last count is read."""
-    counted = sql.rows("select position from trilogue_counted")[0][0]
+    counted = sql.rows("select counted from trilogue_progress")[0][0]
     head = newest(sql)[0]
     fresh = sql.rows(
         "select count(*), type from trilogue_records where position > ? and position <= ? group by type",
         (counted, head),
     )
     sql.many("update trilogue_types set counted = counted + ? where id = ?", fresh)
-    sql.rows("update trilogue_counted set position = ?", (head,))
+    sql.rows("update trilogue_progress set counted = ?", (head,))
     return dict(sql.rows("select name, sum(counted) from trilogue_types group by name order by name"))
 
 

@@ -26,14 +26,14 @@ from trilogue.stores.sqlite import (
     ApswSql,
     OpenFiles,
     SqliteConnection,
-    UserDb,
     check_place,
     connect,
     prepare,
     translate,
     wal_bytes,
 )
-from trilogue.stores.writer import Sql, Writer
+from trilogue.stores.userdb import UserDb, read_only
+from trilogue.stores.writer import Again, Sql, Writer
 
 POLL_S = 0.005
 INLINE_SCAN_POSITIONS = 2_000
@@ -92,7 +92,7 @@ class SqlStore:
         if self._is_open:
             raise Unavailable(f"{self.url} is open already: one open store per App")
         if not self.in_memory:
-            check_place(self.path)
+            self.path = check_place(self.path)  # absolute: the current folder may become another one
         self._connection = self._connect()
         self._reader = self._connection.apsw if self.in_memory else connect(self.path, read_only=True)
         self._sql: Sql = self._connection.sql if self.in_memory else ApswSql(self._reader)
@@ -103,7 +103,7 @@ class SqlStore:
             self._slow = connect(self.path, read_only=True)
             self._slow_sql = ApswSql(self._slow)
         self._db = UserDb(self._connection.sql)
-        self._effects = groups.Effects(self._db, self._set_deadline)
+        self._effects = groups.Effects(self._db, self._set_deadline, self._in_transaction, self._connection.translate)
         self._writer = Writer(self._connection, name=self.path)
         self._writer.every(self.lease_us / 3_000_000, self._renew)
         self._version = self._reader.data_version()
@@ -143,7 +143,7 @@ class SqlStore:
             with contextlib.suppress(TrilogueError):
                 await self._hand_back()
         self._bound.clear()
-        await asyncio.to_thread(self._writer.close)
+        await self._writer.close()
         if not self.in_memory:
             self._reader.close(True)
             self._slow.close(True)
@@ -306,8 +306,8 @@ class SqlStore:
         if not self._works():
             return
         until_us = _machine_us() + self.lease_us
-        groups.renew(sql, self._worker, until_us)
-        for bound in list(self._bound.values()):
+        ours = groups.renew(sql, self._worker, until_us)
+        for bound in [bound for bound in list(self._bound.values()) if bound.group_id in ours]:
             for lease in list(bound.gate.leases.values()):
                 lease.until_us = until_us
 
@@ -388,8 +388,10 @@ class SqlStore:
             left = min(until - time.monotonic(), (due_us - now_us()) / 1_000_000)
             if deliveries or until <= time.monotonic() or not self._is_open:
                 return deliveries
+            # Not wait_for(): in Python 3.11 it swallows a cancellation that comes together with the wake-up.
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(bound.wake.wait(), max(left, 0.0005))
+                async with asyncio.timeout(max(left, 0.0005)):
+                    await bound.wake.wait()
 
     def _bound_or_raise(self, group: str) -> _Bound:
         if group not in self._bound:
@@ -460,31 +462,38 @@ class SqlStore:
         """Answer deliveries; the keys of finished ones are free at once, the awaitable returns those whose lease was lost."""
         self._check_open()
         bound = self._bound_or_raise(group)
-        lost: list[Delivery] = []
-        live: list[Settlement | InTransaction] = []
-        for answer in answers:
-            deliveries = _deliveries(answer)
-            if any(delivery.lease.revoked for delivery in deliveries):
-                lost += deliveries
-            else:
-                live.append(answer)
-        plan = bound.gate.plan(delivery for answer in live for delivery in _deliveries(answer))
+        gate = bound.gate
+        live, lost = _live(answers)
+        plan = gate.plan(delivery for answer in live for delivery in _deliveries(answer))
+        early: list[Settlement] = []
+        rest: list[Settlement | InTransaction] = []
         for answer in live:
-            if isinstance(answer, Settlement):
-                bound.gate.finish(plan, answer)
-        return self._settled(bound, plan, live, self._submit(bound, plan, live), lost)
+            if isinstance(answer, Settlement) and gate.finish_early(answer):
+                early.append(answer)
+            else:
+                rest.append(answer)
+        return self._settled(bound, plan, early, rest, self._submit(bound, plan, early, rest), lost)
 
-    def _submit(self, bound: _Bound, plan: Plan, answers: Sequence[Settlement | InTransaction]) -> "asyncio.Future[Any]":
+    def _submit(
+        self, bound: _Bound, plan: Plan, early: Sequence[Settlement], rest: Sequence[Settlement | InTransaction]
+    ) -> "asyncio.Future[Any]":
         def write(sql: Sql) -> groups.Settled:
-            return groups.settle(sql, self._writer_types, self._effects, bound.group_id, self._worker, plan, answers, now_us())
+            try:
+                return groups.settle(
+                    sql, self._writer_types, self._effects, bound.group_id, self._worker, plan, early, rest, now_us()
+                )
+            except Again:
+                self._writer_types.forget()
+                raise
 
-        return self._writer.submit(write, rows=_weight(plan, answers), broke=lambda: self._broke(plan))
+        return self._writer.submit(write, rows=_weight(plan, early, rest), broke=lambda: self._broke(plan))
 
     async def _settled(
         self,
         bound: _Bound,
         plan: Plan,
-        answers: Sequence[Settlement | InTransaction],
+        early: Sequence[Settlement],
+        rest: Sequence[Settlement | InTransaction],
         written: "asyncio.Future[groups.Settled]",
         lost: list[Delivery],
     ) -> list[Delivery]:
@@ -492,21 +501,21 @@ class SqlStore:
             settled = await asyncio.shield(written)
         except LeaseLost:
             self._restart(bound, plan)
-            return [*lost, *(delivery for answer in answers for delivery in _deliveries(answer))]
-        except TrilogueError:
+            return [*lost, *(delivery for answer in (*early, *rest) for delivery in _deliveries(answer))]
+        except Exception:
             self._restart(bound, plan)
             raise
         bound.gate.committed(plan, settled.settlements, now_us())
-        bound.finished += len(settled.settlements)
+        bound.finished += len(early) + len(settled.settlements)
         self._changed.set()
         bound.wake.set()
-        if any(settlement.emits for settlement in settled.settlements):
+        if settled.emitted:
             self._wake_all()
         return lost + settled.lost
 
     async def _flush(self, bound: _Bound, plan: Plan) -> None:
         """Write rows and cursors without an answer to anything."""
-        await self._settled(bound, plan, (), self._submit(bound, plan, ()), [])
+        await self._settled(bound, plan, (), (), self._submit(bound, plan, (), ()), [])
 
     def _broke(self, plan: Plan) -> None:
         """In the writer's thread: nothing planned on top of a failed settlement may be written."""
@@ -518,6 +527,9 @@ class SqlStore:
             bound.gate.reset()
             bound.revision = -1
             self._attend_now.set()
+
+    def _in_transaction(self) -> bool:
+        return self._connection.apsw.in_transaction
 
     def _set_deadline(self, limit_us: int | None) -> None:
         self._connection.deadline_s = None if limit_us is None else time.monotonic() + limit_us / 1_000_000
@@ -628,7 +640,7 @@ class SqlStore:
         self._check_open()
         if self.in_memory:
             with self._reading():
-                return UserDb(ApswSql(self._reader)).execute(sql, values)
+                return read_only(self._reader, sql, values)
         return await asyncio.to_thread(self._query, sql, values)
 
     def _query(self, sql: str, values: Sequence[Any]) -> list[tuple[Any, ...]]:
@@ -636,7 +648,7 @@ class SqlStore:
         deadline = time.monotonic() + QUERY_S
         connection.set_progress_handler(lambda: time.monotonic() > deadline, 100_000)
         try:
-            return UserDb(ApswSql(connection)).execute(sql, values)
+            return read_only(connection, sql, values)
         except Exception as error:
             raise translate(error, self.path) from error
         finally:
@@ -660,10 +672,28 @@ def _deliveries(answer: Settlement | InTransaction) -> Sequence[Delivery]:
     return (answer.delivery,) if isinstance(answer, Settlement) else answer.deliveries
 
 
-def _weight(plan: Plan, answers: Sequence[Settlement | InTransaction]) -> int:
+def _live(answers: Sequence[Settlement | InTransaction]) -> tuple[list[Settlement | InTransaction], list[Delivery]]:
+    """Answers whose lease holds as far as this process knows, and the deliveries of the others."""
+    live: list[Settlement | InTransaction] = []
+    lost: list[Delivery] = []
+    for answer in answers:
+        if isinstance(answer, Settlement):
+            if answer.delivery.lease.revoked:
+                lost.append(answer.delivery)
+            else:
+                live.append(answer)
+        elif any(delivery.lease.revoked for delivery in answer.deliveries):
+            lost += answer.deliveries
+        else:
+            live.append(answer)
+    return live, lost
+
+
+def _weight(plan: Plan, early: Sequence[Settlement], rest: Sequence[Settlement | InTransaction]) -> int:
     """About how many rows; effects always go through the thread, they run the user's code."""
-    effects = 1_000 if any(isinstance(answer, InTransaction) for answer in answers) else 0
-    return effects + len(answers) + len(plan.rows) + len(plan.followers)
+    effects = 1_000 if any(isinstance(answer, InTransaction) for answer in rest) else 0
+    emits = sum(len(settlement.emits) for settlement in early)
+    return 1 + effects + emits + len(rest) + len(plan.rows) + len(plan.followers)
 
 
 def _machine_us() -> int:

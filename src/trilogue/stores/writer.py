@@ -79,6 +79,10 @@ class Job:
 Finish = Callable[[Any, Exception | None], None]
 
 
+class Again(Exception):
+    """Raised by a change that lost the whole transaction and will not do so twice: everything in it is run once more."""
+
+
 def _nothing() -> None:
     pass
 
@@ -145,12 +149,12 @@ class Writer:
         self._tick = (seconds, run)
         self._queue.put([])
 
-    def close(self) -> None:
-        """Finish what was submitted, then end the thread. Blocks."""
+    async def close(self) -> None:
+        """Finish what was submitted, then end the thread."""
         self._flush()
         self._closed = True
         self._queue.put(None)
-        self._thread.join()
+        await asyncio.to_thread(self._thread.join)
 
     def _flush(self) -> None:
         merges, self._merges = self._merges, []
@@ -215,7 +219,7 @@ class Writer:
     def _transact(self, jobs: list[Job], *, wait: bool) -> int:
         """Run and commit the first jobs, as many as fit in BATCH_S; returns how many now have a result or an error.
 
-        0: the lock was taken and we did not wait.
+        0: none, call again: the lock was taken and we did not wait, or a change asked for it.
         """
         connection = self._connection
         try:
@@ -234,6 +238,9 @@ class Writer:
             ready = time.monotonic()
             connection.commit()
             self._commit_s += (time.monotonic() - ready - self._commit_s) / 8
+        except Again:
+            connection.rollback()
+            return 0
         except BaseException as error:
             connection.rollback()
             if not isinstance(error, Exception):
@@ -251,17 +258,23 @@ class Writer:
 
     def _run(self, job: Job) -> None:
         sql = self._connection.sql
+        job.error = None
         sql.rows("savepoint job")
         try:
             job.result = job.run(sql)
             sql.rows("release job")
+        except Again:
+            raise
         except Exception as error:
             job.error = self._connection.translate(error)
             job.broke()
             if not isinstance(error, TrilogueError):
                 log.debug("a change failed", exc_info=True)
-            sql.rows("rollback to job")
-            sql.rows("release job")
+            try:
+                sql.rows("rollback to job")
+                sql.rows("release job")
+            except Exception:  # SQLite has undone the whole transaction: a full disk, an I/O error
+                raise error from None
 
     def _fail(self, jobs: list[Job], error: Exception) -> int:
         for job in jobs:

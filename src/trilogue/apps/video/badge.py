@@ -35,8 +35,13 @@ def tables(db: Db) -> None:
     """The read model, and which watches are in it."""
     db.execute("create table if not exists badge_handled (watch text primary key) without rowid")
     db.execute("create table if not exists badge_films (user text, video text, primary key (user, video)) without rowid")
-    db.execute("create table if not exists badge_progress (user text primary key, films integer, day integer, today integer, genres text)")
-    db.execute("create table if not exists badge_won (user text, badge text, at_us integer, primary key (user, badge)) without rowid")
+    db.execute(
+        "create table if not exists badge_progress "
+        "(user text primary key, films integer, day integer, today integer, genres text)"
+    )
+    db.execute(
+        "create table if not exists badge_won (user text, badge text, at_us integer, primary key (user, badge)) without rowid"
+    )
 
 
 def reset(db: Db) -> None:

@@ -86,7 +86,12 @@ def _handle(service: str, watch: WatchStarted, db: Db) -> None:
 
 
 async def run_chain(
-    watches: Sequence[WatchStarted], *, down: str | None = None, call_s: float = CALL_S, timeout_s: float = TIMEOUT_S, seed: int = 1
+    watches: Sequence[WatchStarted],
+    *,
+    down: str | None = None,
+    call_s: float = CALL_S,
+    timeout_s: float = TIMEOUT_S,
+    seed: int = 1,
 ) -> ChainResult:
     """Send a sample through the chain, all at once, each on its own; returns what became of it.
 

@@ -98,4 +98,3 @@ def best(wants: Weights, popular: list[str]) -> list[str]:
     wants: the largest first, as want() leaves them.
     """
     return list(islice(dict.fromkeys(chain(islice(wants, TOP), popular)), TOP))
-

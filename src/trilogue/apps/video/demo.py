@@ -1,6 +1,6 @@
 """The two demonstrations: three watches whose story is told (`demo queue`), and a whole watch log (`demo video`).
 
-    demo video:  a sample through the chain of calls ─> the same as events while a service is down ─> all watches ─> report
+demo video:  a sample through the chain of calls ─> the same as events while a service is down ─> all watches ─> report
 """
 
 import asyncio
@@ -10,7 +10,6 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
 from itertools import islice
 from pathlib import Path
 from urllib.parse import quote
@@ -19,7 +18,7 @@ from rich.console import Console
 
 from trilogue import App
 from trilogue.apps.video.chain import ChainResult, run_chain
-from trilogue.apps.video.events import WatchStarted, session_id
+from trilogue.apps.video.events import WatchStarted, as_datetime, session_id
 from trilogue.apps.video.feed import AnswerTimes, Feeder
 from trilogue.apps.video.generator import generate
 from trilogue.apps.video.options import Plan, VideoOptions, checked
@@ -31,8 +30,7 @@ from trilogue.apps.video.source import read_watches
 from trilogue.apps.video.video import VideoService
 from trilogue.apps.video.watch import Watch
 
-LOOK_S = 0.2
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+LOOK_S = 0.25
 
 
 async def demo_video(options: VideoOptions) -> Json:
@@ -157,8 +155,8 @@ class Outage:
 
 
 def _event(watch: Watch) -> WatchStarted:
-    at = _EPOCH + timedelta(microseconds=watch.time_us)
-    return WatchStarted(watch.user, watch.video, watch.title, watch.genres, session_id(watch.user, watch.video, watch.time_us), at)
+    session = session_id(watch.user, watch.video, watch.time_us)
+    return WatchStarted(watch.user, watch.video, watch.title, watch.genres, session, as_datetime(watch.time_us))
 
 
 async def _take_down(app: App, down: Sequence[str]) -> None:
@@ -176,5 +174,6 @@ async def _bring_back(app: App, name: str) -> Json:
 
 
 async def _idle(app: App, names: Sequence[str]) -> None:
-    while not await app.store.idle(names):
+    # Not wait_idle(): that waits for all groups, also for those that are down.
+    while not await app.store.idle(names):  # noqa: ASYNC110 - there is nothing to wait on, it is a question to the log
         await asyncio.sleep(LOOK_S)

@@ -1,7 +1,7 @@
 """What happens on the platform.
 
-    WatchStarted            somebody pressed play        Video Service ──> six services
-    RecommendationUpdated   there is something new       Recommendation Service ──> Notification Service
+WatchStarted            somebody pressed play        Video Service ──> six services
+RecommendationUpdated   there is something new       Recommendation Service ──> Notification Service
 """
 
 from dataclasses import dataclass
@@ -44,6 +44,11 @@ class RecommendationUpdated:
 def as_us(when: datetime) -> int:
     """A datetime with a time zone in microseconds since 1970, exactly."""
     return (when - _EPOCH) // _MICROSECOND
+
+
+def as_datetime(us: int) -> datetime:
+    """Microseconds since 1970 as a datetime in UTC, exactly."""
+    return _EPOCH + us * _MICROSECOND
 
 
 def session_id(user: str, video: str, watched_us: int) -> str:

@@ -1,6 +1,6 @@
 """Watches into the platform, as many users at once would start them, and how long each waited for its answer.
 
-    chunk of watches ──> 64 tasks, each: wait until it is time ─ start_watching() ─ note the answer time
+    chunk of watches ──> 128 tasks, each: wait until it is time ─ start_watching() ─ note the answer time
     next chunk       <── read in a thread meanwhile
 
 A user's watches reach the log in order: tasks take them in order, and nothing is awaited between taking and publishing.
@@ -10,17 +10,16 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from datetime import UTC, datetime, timedelta
 from itertools import islice
 from math import ceil, log2
 
+from trilogue.apps.video.events import as_datetime
 from trilogue.apps.video.video import VideoService
 from trilogue.apps.video.watch import Watch
 from trilogue.errors import Conflict
 
-AT_ONCE = 64
+AT_ONCE = 128
 CHUNK = 5_000
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class AnswerTimes:
@@ -88,7 +87,7 @@ class Feeder:
         await asyncio.sleep(max(0.0, began + (time_us - first_us) / 1_000_000 / speed - now))
 
     async def _start(self, watch: Watch) -> None:
-        at = _EPOCH + timedelta(microseconds=watch.time_us)
+        at = as_datetime(watch.time_us)
         began = time.perf_counter()
         try:
             await self.service.start_watching(watch.user, watch.video, watch.title, watch.genres, at=at)

@@ -28,7 +28,10 @@ def tables(db: Db) -> None:
     """The read model, and which watches are in it."""
     db.execute("create table if not exists notification_handled (watch text primary key) without rowid")
     db.execute("create table if not exists notification_users (place integer primary key, user text not null)")
-    db.execute("create table if not exists notification_rate (user text, hour integer, sent integer, primary key (user, hour)) without rowid")
+    db.execute(
+        "create table if not exists notification_rate "
+        "(user text, hour integer, sent integer, primary key (user, hour)) without rowid"
+    )
     db.execute("create table if not exists notification_sent (user text, at_us integer, text text)")
     db.execute("create table if not exists notification_totals (what text primary key, n integer not null) without rowid")
 
@@ -66,7 +69,8 @@ class Outbox:
     def save(self) -> None:
         """Write down what was sent."""
         self.db.executemany("insert into notification_sent values (?, ?, ?)", self.letters)
-        self.db.executemany("insert or replace into notification_rate values (?, ?, ?)", [(*k, n) for k, n in self.sent_in.items()])
+        rates = [(user, hour, sent) for (user, hour), sent in self.sent_in.items()]
+        self.db.executemany("insert or replace into notification_rate values (?, ?, ?)", rates)
         self.db.executemany(
             "insert into notification_totals values (?, ?) on conflict do update set n = n + excluded.n",
             [("sent", len(self.letters)), ("held back", self.held_back)],

@@ -1,8 +1,8 @@
 """The six services on one log, and how to make some of them fail.
 
-    SERVICES   user · recommendation · analytics · notification · badge · ranking: a Router each
-    platform() an App with all of them
-    failing()  the same service on a bad day: a share of its attempts fails, everything else stays as it is
+SERVICES   user · recommendation · analytics · notification · badge · ranking: a Router each
+platform() an App with all of them
+failing()  the same service on a bad day: a share of its attempts fails, everything else stays as it is
 """
 
 import functools

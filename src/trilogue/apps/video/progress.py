@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from trilogue import App
 from trilogue.apps.video.platform import SERVICES
@@ -21,7 +21,7 @@ async def live_progress(app: App, total: Callable[[], int]) -> AsyncIterator[Non
     if not sys.stderr.isatty():
         yield
         return
-    columns = TextColumn("{task.description:<15}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"), TimeElapsedColumn()
+    columns = TextColumn("{task.description:<15}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}")
     with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
         looking = asyncio.create_task(_look(app, bars, total))
         try:

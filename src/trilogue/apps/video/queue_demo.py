@@ -68,7 +68,7 @@ def _earlier(now: datetime) -> Iterator[tuple[str, str, datetime]]:
 
 
 async def _notifications(app: App) -> list[tuple[str, str]]:
-    return await app.db("select user, text from notification_sent order by rowid")  # type: ignore[return-value]
+    return await app.db("select user, text from notification_sent order by rowid")
 
 
 async def _found(app: App, watches: list[WatchStarted], before: list[tuple[str, str]]) -> Json:
@@ -107,5 +107,5 @@ def _show(found: Json, console: Console) -> None:
     analytics = found["analytics"]
     say(
         f"Analytics failed {analytics['failed_attempts']} times on the way, was tried again, and has counted all "
-        f"{analytics['counted']} watches; nobody else noticed: every service has finished, {sum(found['lag'].values())} events wait."
+        f"{analytics['counted']} watches. Nobody else noticed: {sum(found['lag'].values())} events are waiting anywhere."
     )

@@ -33,7 +33,9 @@ router = Router()
 def tables(db: Db) -> None:
     """The model, and which watches are in it."""
     db.execute("create table if not exists recommendation_handled (watch text primary key) without rowid")
-    db.execute("create table if not exists recommendation_titles (video text primary key, title text, watches integer, neighbours blob)")
+    db.execute(
+        "create table if not exists recommendation_titles (video text primary key, title text, watches integer, neighbours blob)"
+    )
     db.execute("create index if not exists recommendation_popular on recommendation_titles (watches, video)")
     db.execute("create table if not exists recommendation_users (user text primary key, state blob, shown text)")
     db.execute("create table if not exists recommendation_seen (user text, video text, primary key (user, video)) without rowid")
@@ -129,7 +131,8 @@ class Model:
 
     def _next_page(self) -> bool:
         page = self.db.execute(
-            "select video from recommendation_titles order by watches desc, video desc limit ? offset ?", (PAGE, len(self.ranking))
+            "select video from recommendation_titles order by watches desc, video desc limit ? offset ?",
+            (PAGE, len(self.ranking)),
         )
         self.ranking += [video for (video,) in page]
         return bool(page)

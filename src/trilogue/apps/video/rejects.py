@@ -1,7 +1,7 @@
 """Rows that were no watches: counted, and written down with line number and reason.
 
-    file,line,reason,text
-    ratings.csv,17,time '-3' is negative,"1,50,4.0,-3"
+file,line,reason,text
+ratings.csv,17,time '-3' is negative,"1,50,4.0,-3"
 """
 
 import csv

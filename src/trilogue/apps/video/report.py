@@ -1,8 +1,8 @@
 """What became of all the watches: read from the log and the services' tables, shown to people or programs.
 
-    {"watches": 100836, "rejected": 0, "services": {"user": {"handled": 100836, "failed_attempts": 0, "dead": 0, …}, …},
-     "answer_ms": {"chain": {"p50": …, "p99": …}, "events": {…}}, "hit_rate_at_10": {"model": …, "popularity": …},
-     "outage": {…}, "top": {…}, "user": {…}, "elapsed_s": …}
+{"watches": 100836, "rejected": 0, "services": {"user": {"handled": 100836, "failed_attempts": 0, "dead": 0, …}, …},
+ "answer_ms": {"chain": {"p50": …, "p99": …}, "events": {…}}, "hit_rate_at_10": {"model": …, "popularity": …},
+ "outage": {…}, "top": {…}, "user": {…}, "elapsed_s": …}
 """
 
 from typing import Any
@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from trilogue import App
+from trilogue.apps.video.feed import AT_ONCE
 from trilogue.apps.video.platform import SERVICES
 from trilogue.durations import readable
 
@@ -72,7 +73,7 @@ async def _user(app: App) -> Json | None:
         "user": user,
         "films": films,
         "taste": await taste(app, user),
-        "badges": [badge for (badge,) in await app.db("select badge from badge_won where user = ? order by at_us, badge", (user,))],
+        "badges": await badges(app, user),
         "recommendations": await recommendations(app, user),
     }
 
@@ -82,6 +83,12 @@ async def taste(app: App, user: str) -> list[str]:
     rows = await app.db("select genres from user_tastes where user = ?", (user,))
     weights = msgspec.json.decode(rows[0][0], type=dict[str, float]) if rows else {}
     return sorted(weights, key=weights.__getitem__, reverse=True)[:5]
+
+
+async def badges(app: App, user: str) -> list[str]:
+    """What a user has won, the oldest first."""
+    rows = await app.db("select badge from badge_won where user = ? order by at_us, badge", (user,))
+    return [badge for (badge,) in rows]
 
 
 async def recommendations(app: App, user: str) -> list[str]:
@@ -112,52 +119,75 @@ def _services(report: Json) -> Table:
         table.add_column(name, justify="left" if name == "service" else "right")
     for name, service in report["services"].items():
         complete = "green" if service["handled"] == report["watches"] else "yellow"
-        failed = f"[red]{service['failed_attempts']:,}[/]" if service["failed_attempts"] else "0"
-        table.add_row(name, f"[{complete}]{service['handled']:,}[/]", failed, *(f"{service[k]:,}" for k in ("retried", "dead", "lag")))
+        counts = [f"{service[what]:,}" for what in ("failed_attempts", "retried", "dead", "lag")]
+        table.add_row(name, f"[{complete}]{service['handled']:,}[/]", *counts)
     return table
 
 
 def _answers(report: Json) -> Table:
     outage = report["outage"]
     table = Table(title="What the user waits for", title_justify="left", title_style="bold")
-    for name in ("", "watches", "p50", "p99", f"{outage['service']} is down"):
-        table.add_column(name, justify="right" if name in ("watches", "p50", "p99") else "left")
-    for name, watches in (("chain of calls", outage["sample"]), ("events, one by one", outage["sample"]), ("events, 64 at once", report["sent"])):
-        key = {"chain of calls": "chain", "events, one by one": "events_one_by_one"}.get(name, "events")
+    table.add_column("")
+    for name in ("watches", "p50", "p99"):
+        table.add_column(name, justify="right")
+    table.add_column(f"while {outage['service']} is down")
+    for name, key, watches, meanwhile in (
+        ("chain of calls", "chain", outage["sample"], _refused(outage)),
+        ("events, one by one", "events_one_by_one", outage["sample"], _delivered(outage)),
+        (f"events, {AT_ONCE} at once", "events", report["sent"] - outage["sample"], ""),
+    ):
         times = report["answer_ms"][key]
-        table.add_row(name, f"{watches:,}", _ms(times["p50"]), _ms(times["p99"]), _during(outage, key))
+        table.add_row(name, f"{watches:,}", _ms(times["p50"]), _ms(times["p99"]), meanwhile)
     return table
 
 
 def _ms(value: float | None) -> str:
-    return "–" if value is None else readable(value * 1_000)
+    return "-" if value is None else readable(value * 1_000)
 
 
-def _during(outage: Json, key: str) -> str:
-    if key == "events" or not outage["sample"]:
-        return ""
-    if key == "chain":
-        return f"{outage['chain']['refused']} of {outage['sample']} refused, each after {_ms(outage['chain']['refused_after_ms'])}"
-    return f"{outage['events']['refused']} refused; {outage['events']['delivered_when_back']:,} delivered once it was back"
+def _refused(outage: Json) -> str:
+    broken = outage["chain"]
+    return f"{broken['refused']} refused, after {_ms(broken['refused_after_ms'])}" if outage["sample"] else ""
+
+
+def _delivered(outage: Json) -> str:
+    events = outage["events"]
+    return f"{events['refused']} refused; {events['delivered_when_back']} delivered later" if outage["sample"] else ""
 
 
 def _lines(report: Json) -> list[str]:
-    hits, top = report["hit_rate_at_10"], report["top"]
-    lines = ["", "Trending:  " + _titles(top["trending"]), "All time:  " + _titles(top["all_time"])]
-    if hits["judged"]:
-        lines.append(
-            f"Recommendations: {hits['model']:.1%} of new watches were among the ten shown before; "
-            f"of the ten most popular unseen: {hits['popularity']:.1%}"
-        )
-    lines.append(f"Notifications: {report['notifications'].get('sent', 0):,} sent, {report['notifications'].get('held back', 0):,} held back")
-    if report["user"]:
-        lines += _user_lines(report["user"])
+    sent = report["notifications"]
+    return [
+        "",
+        "Trending  " + _titles(report["top"]["trending"]),
+        "All time  " + _titles(report["top"]["all_time"]),
+        *_hit_lines(report["hit_rate_at_10"]),
+        f"{sent.get('sent', 0):,} notifications sent, {sent.get('held back', 0):,} held back (three an hour are enough)",
+        *(_user_lines(report["user"]) if report["user"] else ()),
+        *_trouble_lines(report),
+        f"{report['elapsed_s']:.1f} s in all; log and tables {report['database_bytes'] / 1e6:.0f} MB",
+    ]
+
+
+def _hit_lines(hits: Json) -> list[str]:
+    if not hits["judged"]:
+        return []
+    return [
+        f"{hits['model']:.1%} of what people watched was among the ten titles recommended to them before; "
+        f"of the ten most popular it was {hits['popularity']:.1%}"
+    ]
+
+
+def _trouble_lines(report: Json) -> list[str]:
+    lines = [
+        f"{down['delivered']:,} events waited for {down['service']}; it was back and through in {down['seconds']:.1f} s"
+        for down in report["down"]
+    ]
     if report["rejected"]:
         lines.append(f"{report['rejected']:,} rows were no watches: see {report['rejects_file']}")
     if report["conflicts"]:
-        lines.append(f"{report['conflicts']:,} watches are on the log with another title or other genres: those stay as they are")
-    lines += [f"{down['delivered']:,} watches waited for {down['service']} and were delivered in {down['seconds']:.1f} s once it was back" for down in report["down"]]
-    return [*lines, f"{report['elapsed_s']:.1f} s in all; log and tables {report['database_bytes'] / 1e6:.0f} MB"]
+        lines.append(f"{report['conflicts']:,} watches are on the log with another title or other genres, and stay as they are")
+    return lines
 
 
 def _titles(rows: list[list[Any]]) -> str:

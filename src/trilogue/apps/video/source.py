@@ -85,7 +85,9 @@ def parse_columns(text: str | None) -> Columns | None:
     for part in text.split(","):
         field, _, name = part.partition("=")
         if field.strip() not in FIELDS or not name.strip():
-            raise BadOption(f"columns part {part!r} is not understood: expected user=NAME,video=NAME,time=NAME (also title=, genres=)")
+            raise BadOption(
+                f"columns part {part!r} is not understood: expected user=NAME,video=NAME,time=NAME (also title=, genres=)"
+            )
         columns[field.strip()] = name.strip()
     if missing := [field for field in NEEDED if field not in columns]:
         raise BadOption(f"columns {text!r} say nothing of {' and '.join(missing)}: expected user=NAME,video=NAME,time=NAME")
@@ -160,12 +162,12 @@ def _parsed(parse: Callable[[str], dict[str, Any]], line: Line) -> dict[str, Any
 def _open(source: str) -> Iterator[BinaryIO]:
     """The bytes of a file or of standard input, unpacked if they are gzip."""
     try:
-        raw = sys.stdin.buffer if source == "-" else open(source, "rb")  # noqa: SIM115 - closed below, standard input is not
+        raw: Any = sys.stdin.buffer if source == "-" else open(source, "rb")  # noqa: SIM115 - closed below, standard input is not
     except OSError as error:
         raise BadOption(f"input {source!r} cannot be opened: {error.strerror}") from None
     try:
-        packed = raw.peek(2)[:2] == b"\x1f\x8b"  # type: ignore[attr-defined]  # both are buffered readers
-        yield io.BufferedReader(gzip.GzipFile(fileobj=raw)) if packed else raw  # type: ignore[type-var]
+        packed = raw.peek(2)[:2] == b"\x1f\x8b"
+        yield io.BufferedReader(gzip.GzipFile(fileobj=raw)) if packed else raw
     finally:
         if source != "-":
             raw.close()

@@ -23,9 +23,7 @@ router = Router()
 def tables(db: Db) -> None:
     """The read model, and which watches are in it."""
     db.execute("create table if not exists user_handled (watch text primary key) without rowid")
-    db.execute(
-        "create table if not exists user_tastes (user text primary key, genres text not null, as_of_us integer not null)"
-    )
+    db.execute("create table if not exists user_tastes (user text primary key, genres text not null, as_of_us integer not null)")
 
 
 def reset(db: Db) -> None:
@@ -45,7 +43,7 @@ def update_taste(watches: list[WatchStarted], db: Db) -> None:
         now_us = max(watch.watched_us, as_of_us)
         tastes[watch.user] = _added(weights, watch.genres, now_us - as_of_us), now_us
     db.executemany(
-        "insert into user_tastes values (?, ?, ?) on conflict do update set genres = excluded.genres, as_of_us = excluded.as_of_us",
+        "insert or replace into user_tastes values (?, ?, ?)",
         [(user, msgspec.json.encode(weights).decode(), us) for user, (weights, us) in tastes.items()],
     )
 

@@ -1,10 +1,10 @@
 """One watch as the sources give it, and how each field of a row becomes one.
 
-    user   text, 1 to 512 characters
-    video  text, 1 to 512 characters
-    time   seconds, milliseconds or microseconds since 1970 (told apart by size), or ISO 8601 (UTC if it names no zone)
-    title  text; the video itself if there is none
-    genres "Drama|Comedy" or a list; none if there are none
+user   text, 1 to 512 characters
+video  text, 1 to 512 characters
+time   seconds, milliseconds or microseconds since 1970 (told apart by size), or ISO 8601 (UTC if it names no zone)
+title  text; the video itself if there is none
+genres "Drama|Comedy" or a list; none if there are none
 """
 
 import re

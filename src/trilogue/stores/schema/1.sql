@@ -29,7 +29,6 @@ create table trilogue_records (
   data        blob not null
 );
 create unique index trilogue_records_id on trilogue_records (id);
-create index trilogue_records_slot on trilogue_records (slot, position);
 create unique index trilogue_records_stream on trilogue_records (stream, version) where stream is not null;
 
 create table trilogue_groups (
@@ -95,6 +94,14 @@ create table trilogue_timers (
 ) without rowid;
 create index trilogue_timers_due on trilogue_timers (due_us);
 
--- One row: how far the types are counted.
-create table trilogue_counted (position integer not null);
-insert into trilogue_counted values (0);
+-- Where the records of a slot are, for the history of a key. Written some thousand records at a time and not with each
+-- append: 64 slots are 64 pages, and an fsync per publish would write them all. Newer records are found without it.
+create table trilogue_places (
+  slot     integer not null,
+  position integer not null,
+  primary key (slot, position)
+) without rowid;
+
+-- One row: how far the types are counted, and the places noted.
+create table trilogue_progress (counted integer not null, placed integer not null);
+insert into trilogue_progress values (0, 0);

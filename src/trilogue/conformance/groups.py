@@ -1,0 +1,381 @@
+"""A group with one worker: claim, settle, order, retries, dead letters."""
+
+import asyncio
+from collections import Counter
+
+from trilogue.conformance.tools import (
+    Bench,
+    MakeStore,
+    answer,
+    drain,
+    envelope,
+    expect,
+    group,
+    is_idle,
+    none_left,
+    number,
+    numbers,
+    promise,
+    raises,
+    same,
+    take,
+    until,
+)
+from trilogue.errors import HandlerFailed, UnknownEvent
+from trilogue.events import Delivery, Group, Settlement, derived_id, now_us
+from trilogue.ports import DeadLetter, Feature, Query, SeekTo, Store
+
+READERS = group()
+HOUR_US = 3_600_000_000
+
+
+@promise()
+async def promise_claim_is_bounded(make_store: MakeStore) -> None:
+    """A claim lends at most `limit`, whatever waits; what is out is not lent again."""
+    async with Bench(make_store) as bench:
+        store = await bench.open(READERS)
+        await store.append([envelope(n, f"k{n % 2}") for n in range(60)])
+        seen: list[int] = []
+        while len(seen) < 60:
+            deliveries = await store.claim("readers", limit=7, wait_s=1)
+            expect(0 < len(deliveries) <= 7, f"1 to 7 deliveries in a claim with limit=7, got {len(deliveries)}")
+            expect(len(deliveries) + len(await store.claim("readers", limit=7, wait_s=0)) <= 60, "a second claim")
+            seen += numbers(deliveries)
+            if len(seen) == 7:
+                await answer(store, deliveries, "retry")  # from here on they come from what is held
+                seen.clear()
+                deliveries = []
+            await answer(store, deliveries)
+            if len(seen) == 0:
+                break
+        rest: list[Delivery] = []
+        while len(rest) < 40:
+            deliveries = await store.claim("readers", limit=7, wait_s=1)
+            expect(len(deliveries) <= 7, f"at most 7 deliveries in a claim with limit=7, got {len(deliveries)}")
+            rest += deliveries
+            await answer(store, deliveries)
+
+
+@promise(Feature.ORDER)
+async def promise_a_key_is_out_once(make_store: MakeStore) -> None:
+    """A key is out in one claim, in order; what follows of it waits, and other keys do not."""
+    async with Bench(make_store) as bench:
+        store = await bench.open(READERS)
+        await store.append([envelope(n, "a") for n in range(3)])
+        first = await take(store, "readers", 3)
+        await store.append([envelope(3, "a"), envelope(4, "b"), envelope(5, "a"), envelope(6)])
+        others = await take(store, "readers", 2)
+        same((numbers(first), sorted(numbers(others))), ([0, 1, 2], [4, 6]), "a key in one claim, others beside it")
+        await answer(store, first[:2])
+        await none_left(store, "readers", "while a third record of the key is out")
+        await answer(store, first[2:])
+        same(numbers(await take(store, "readers", 2)), [3, 5], "what waited for its key")
+
+
+@promise()
+async def promise_without_order_nothing_waits(make_store: MakeStore) -> None:
+    """A group without order lends all records of a key at once, and each is retried for itself."""
+    async with Bench(make_store) as bench:
+        store = await bench.open(group(ordered=False))
+        await store.append([envelope(n, "a") for n in range(4)])
+        first = await take(store, "readers", 2)
+        second = await take(store, "readers", 2)
+        await answer(store, first[:1], "retry", after_us=HOUR_US)
+        await answer(store, [*first[1:], *second])
+        await store.append([envelope(4, "a")])
+        same(numbers(await drain(store, "readers", 1)), [4], "what comes after a record that is retried")
+        await none_left(store, "readers", "until the retry is due")
+
+
+@promise()
+async def promise_retry_waits(make_store: MakeStore) -> None:
+    """A retry comes when due, not before, with one attempt more; `charged=False` and release charge none."""
+    async with Bench(make_store) as bench:
+        for ordered in (True, False):
+            name = f"ordered-{ordered}"
+            store = await bench.open(group(name, ordered=ordered))
+            await store.append([envelope(1, "a")])
+            due_us = now_us() + 100_000
+            await answer(store, await take(store, name, 1), "retry", after_us=100_000)
+            again = await take(store, name, 1)
+            expect(now_us() >= due_us, "a retry is not early")
+            same(again[0].attempt, 2, "attempt after a failure")
+            await answer(store, again, "retry", charged=False)
+            again = await take(store, name, 1)
+            same(again[0].attempt, 2, "attempt after Later")
+            await answer(store, again, "release")
+            again = await take(store, name, 1)
+            same(again[0].attempt, 2, "attempt after release")
+            await answer(store, again)
+            await none_left(store, name, "after it was done")
+            await bench.close(store)
+
+
+@promise(Feature.ORDER)
+async def promise_followers_wait_in_order(make_store: MakeStore) -> None:
+    """What follows a key that is retried waits behind it, in order, however much it is; other keys go on."""
+    many = 3_000
+    async with Bench(make_store) as bench:
+        store = await bench.open(READERS)
+        await store.append([envelope(0, "bad")])
+        await answer(store, await take(store, "readers", 1), "retry", after_us=1_500_000)
+        for start in range(1, many, 500):
+            await store.append([envelope(n, "bad") for n in range(start, start + 500)])
+        await store.append([envelope(n, f"good{n}") for n in range(100)])
+        others = await drain(store, "readers", 100)
+        same({delivery.record.key == "bad" for delivery in others}, {False}, "only other keys while the bad one waits")
+        await store.append([envelope(many + 1, "bad")])
+        await _fail_once(store, await take(store, "readers", 1))
+        expected = [*range(many + 1), many + 1]
+        same(sorted(numbers(await drain_in_order(store, "bad", many + 2))), expected, "all of the held key")
+        await until(lambda: is_idle(store, "readers"), "the group becomes idle")
+
+
+async def _fail_once(store: Store, deliveries: list[Delivery]) -> None:
+    same((numbers(deliveries), deliveries[0].attempt), ([0], 2), "the first of the held key")
+    await answer(store, deliveries, "retry", after_us=10_000)
+
+
+async def drain_in_order(store: Store, key: str, count: int) -> list[Delivery]:
+    """Finish records of a key, that must come in order and one claim at a time."""
+    finished: list[Delivery] = []
+    while len(finished) < count:
+        deliveries = await store.claim("readers", limit=100, wait_s=5)
+        expect(bool(deliveries), f"more of key {key!r} after {len(finished)} of {count}")
+        got = [number(delivery) for delivery in deliveries]
+        last = [number(delivery) for delivery in finished[-1:]]
+        same(got, sorted(got), "order within a claim")
+        expect(last < got[:1], f"order between claims: {got[0]} after {last}")
+        await answer(store, deliveries)
+        finished += deliveries
+    return finished
+
+
+@promise(Feature.ORDER)
+async def promise_a_failure_in_the_middle_holds_what_follows(make_store: MakeStore) -> None:
+    """Of several records of a key given back together, the failed one comes again first and the others behind it."""
+    async with Bench(make_store) as bench:
+        store = await bench.open(READERS)
+        await store.append([envelope(n, "a") for n in range(4)])
+        out = await take(store, "readers", 4)
+        await store.append([envelope(4, "a")])
+        answers = [Settlement(out[0]), Settlement(out[1], "retry", 100_000), *(Settlement(each, "release") for each in out[2:])]
+        await store.settle("readers", answers)
+        await none_left(store, "readers", "while the failed record waits")
+        again = await take(store, "readers", 1)
+        same((number(again[0]), again[0].attempt), (1, 2), "what comes first after the wait")
+        rest = again + await _more(store, again, 3)
+        same(numbers(rest), [1, 2, 3, 4], "the rest, in order")
+
+
+async def _more(store: Store, out: list[Delivery], count: int) -> list[Delivery]:
+    """What follows, each finished before the next is taken."""
+    got: list[Delivery] = []
+    await answer(store, out)
+    while len(got) < count:
+        deliveries = await take(store, "readers", 1)
+        got += deliveries
+        await answer(store, deliveries)
+    return got
+
+
+@promise()
+async def promise_dead_letters_keep_everything(make_store: MakeStore) -> None:
+    """A dead letter has the record's raw bytes, the error, the traceback and the attempts; its key goes on."""
+    async with Bench(make_store) as bench:
+        store = await bench.open(READERS)
+        record = envelope(0, "a")
+        raw = type(record)(record.id, record.type, b"\xff\x00 raw", "a")
+        await store.append([raw, envelope(1, "a")])
+        out = await take(store, "readers", 2)
+        await answer(store, out[:1], "retry", error="first")
+        await answer(store, out[1:], "release")
+        again = await take(store, "readers", 1)
+        await answer(store, again, "dead", error="boom \udcff", traceback="at line 1\x00")
+        same(numbers(await drain(store, "readers", 1)), [1], "what follows a dead record")
+        letter = (await store.dead("readers"))[0]
+        same((letter.group, letter.record.data, letter.attempts), ("readers", b"\xff\x00 raw", 2), "dead letter")
+        same((letter.error, letter.traceback, letter.parked), ("boom \\udcff", "at line 1\x00", False), "why it died")
+        same((await store.dead(None))[0].record.id, raw.id, "dead letters of all groups")
+        await raises(HandlerFailed, store.handled("readers", letter.record.position), "handled() of a dead record")
+        expect(await store.handled("readers", letter.record.position + 1), "handled() of a finished record")
+        expect(await is_idle(store, "readers"), "dead letters do not keep a group from being idle")
+
+
+@promise()
+async def promise_redrive_in_order(make_store: MakeStore) -> None:
+    """Redrive hands dead letters out again from attempt 1, in order per key: all, some, or one; drop forgets them."""
+    async with Bench(make_store) as bench:
+        store = await bench.open(READERS)
+        positions = await store.append([envelope(n, "ab"[n % 2]) for n in range(8)])
+        await answer(store, await take(store, "readers", 8), "dead", error="boom")
+        same(await store.redrive("readers", [positions[4]]), 1, "redriven of one")
+        same([(number(d), d.attempt) for d in await drain(store, "readers", 1)], [(4, 1)], "the one")
+        same(await store.redrive("readers", [positions[5], positions[1], positions[0], 999_999]), 3, "redriven of some")
+        some = numbers(await drain(store, "readers", 3))
+        same(([n for n in some if n % 2], [n for n in some if not n % 2]), ([1, 5], [0]), "some, in order per key")
+        same(await store.drop_dead("readers", [positions[7]]), 1, "dropped")
+        same(await store.redrive("readers"), 3, "redriven of all")
+        await store.append([envelope(8, "a"), envelope(9, "b")])
+        everything = numbers(await drain(store, "readers", 5))
+        evens, odds = [n for n in everything if not n % 2], [n for n in everything if n % 2]
+        same((evens, odds), ([2, 6, 8], [3, 9]), "all, in order per key, before what comes after")
+        same(await store.dead("readers"), [], "dead letters left")
+        same(await store.redrive("readers"), 0, "redriven of none")
+
+
+@promise(Feature.ORDER)
+async def promise_parked_keys_wait(make_store: MakeStore) -> None:
+    """A parked record blocks its key, and no other, until it is redriven or dropped."""
+    async with Bench(make_store) as bench:
+        store = await bench.open(READERS)
+        await store.append([envelope(n, "ab"[n % 2]) for n in range(6)])
+        out = await take(store, "readers", 6)
+        await answer(store, [d for d in out if number(d) % 2])
+        mine = [d for d in out if not number(d) % 2]
+        await store.settle("readers", [Settlement(mine[0], "dead", park=True), *(Settlement(d, "release") for d in mine[1:])])
+        await store.append([envelope(6, "a"), envelope(7, "b")])
+        same(numbers(await drain(store, "readers", 1)), [7], "what goes on beside a parked key")
+        await none_left(store, "readers", "of a parked key")
+        expect(await is_idle(store, "readers"), "what waits behind a parked record does not count as work")
+        expect((await store.dead("readers"))[0].parked, "the dead letter says that it is parked")
+        await store.redrive("readers")
+        again = await take(store, "readers", 1)
+        same((number(again[0]), again[0].attempt), (0, 1), "the parked record, redriven")
+        await answer(store, again, "dead", park=True)
+        await none_left(store, "readers", "after it was parked again")
+        same(await store.drop_dead("readers"), 1, "dropped")
+        same(numbers(await drain(store, "readers", 3)), [2, 4, 6], "the key goes on, in order, without the dropped record")
+
+
+@promise()
+async def promise_pause_and_resume(make_store: MakeStore) -> None:
+    """A paused group is lent nothing until resume(), and may finish what is out."""
+    async with Bench(make_store) as bench:
+        store = await bench.open(READERS)
+        await store.append([envelope(0)])
+        out = await take(store, "readers", 1)
+        await store.pause("readers")
+        await store.append([envelope(1)])
+        await until(lambda: _is_paused(store), "status() tells that the group is paused")
+        await _until_silent(store)
+        same(await answer(store, out), [], "what is out can be settled")
+        await none_left(store, "readers", "while paused")
+        await store.resume("readers")
+        same(numbers(await drain(store, "readers", 1)), [1], "after resume()")
+
+
+async def _is_paused(store: Store) -> bool:
+    return (await store.status()).groups[0].paused
+
+
+async def _until_silent(store: Store) -> None:
+    """pause() is learned of within moments, not at once: what is lent until then is handed back."""
+
+    async def is_silent() -> bool:
+        deliveries = await store.claim("readers", limit=10, wait_s=0.1)
+        await answer(store, deliveries, "release")
+        return not deliveries
+
+    await until(is_silent, "a paused group is lent nothing")
+
+
+@promise()
+async def promise_rare_types_are_found(make_store: MakeStore) -> None:
+    """A group of a rare type skips what is not its own, finds what is, and is idle without reading on."""
+    async with Bench(make_store) as bench:
+        store = await bench.open(group("readers", "rare.*"), group("other", "common.thing"))
+        await store.append([envelope(0, "a", kind="rare.thing")])
+        for _ in range(25):
+            await store.append([envelope(n, f"k{n % 50}", kind="common.thing") for n in range(1_000)])
+        await store.append([envelope(1, "a", kind="rare.thing"), envelope(2, "a", kind="rarer.thing")])
+        same(numbers(await drain(store, "readers", 2)), [0, 1], "records of the rare type")
+        expect(await is_idle(store, "readers"), "the group of the rare type is idle")
+        expect(not await is_idle(store, "other"), "the group of the common type is not")
+        await raises(UnknownEvent, store.handled("readers", 2), "handled() of a record the group does not read")
+        same((await store.status()).groups[1].lag, 0, "lag of the rare group")
+
+
+@promise()
+async def promise_emits_go_with_the_settlement(make_store: MakeStore) -> None:
+    """What a settlement emits is on the log when it is settled; emitted again under the same id it adds nothing."""
+    async with Bench(make_store) as bench:
+        store = await bench.open(group("readers", "thing.made"))
+        await store.append([envelope(0, "a")])
+        out = await take(store, "readers", 1)
+        emitted = envelope(7, "b", kind="thing.sold", id=derived_id(0, out[0].record.id, "readers", 0))
+        await answer(store, out, emits=[emitted, envelope(8, kind="thing.sold")])
+        await store.seek("readers", _beginning())
+        again = await take(store, "readers", 1)
+        await answer(store, again, emits=[emitted])
+        sold = [int(record.data) for record in await store.read(Query(types=("thing.sold",)))]
+        same(sold, [7, 8], "what was emitted")
+
+
+@promise()
+async def promise_bad_emits_are_dead_letters(make_store: MakeStore) -> None:
+    """A record whose handler emits what cannot be stored becomes a dead letter and harms no other."""
+    async with Bench(make_store) as bench:
+        store = await bench.open(group("readers", "thing.made"))
+        await store.append([envelope(n, f"k{n}") for n in range(3)])
+        out = await take(store, "readers", 3)
+        bad = envelope(9, "x" * 513, kind="thing.sold")
+        worse = envelope(9, "\udcff", kind="thing.sold")
+        await store.settle("readers", [Settlement(out[0]), Settlement(out[1], emits=[bad]), Settlement(out[2], emits=[worse])])
+        same(numbers_of_dead(await store.dead("readers")), numbers(out[1:]), "dead letters")
+        expect(await is_idle(store, "readers"), "all are settled")
+
+
+def numbers_of_dead(letters: list[DeadLetter]) -> list[int]:
+    """The numbers of dead letters."""
+    return [int(letter.record.data) for letter in letters]
+
+
+def _beginning() -> SeekTo:
+    return SeekTo(end="beginning")
+
+
+@promise()
+async def promise_groups_are_independent(make_store: MakeStore) -> None:
+    """Every group gets every record; a group that is dropped is forgotten and disturbs no other."""
+    async with Bench(make_store) as bench:
+        store = await bench.open(READERS, group("second"), Group("late", ("#",), start="now"))
+        await store.append([envelope(n, f"k{n}") for n in range(10)])
+        await store.bind([Group("later", ("#",), start="now"), group("first")])
+        for name in ("readers", "second", "late", "first"):
+            same(sorted(numbers(await drain(store, name, 10))), list(range(10)), f"records of {name}")
+        await none_left(store, "later", "for a group that starts now")
+        await store.append([envelope(10)])
+        await take(store, "second", 1)
+        await store.drop_group("second")
+        await store.append([envelope(11)])
+        await store.pause("late")
+        await until(lambda: _silent(store, "late"), "a group learns of its pause although another one was dropped")
+        same(numbers(await drain(store, "readers", 2)), [10, 11], "records of a group beside the one dropped")
+        names = [each.name for each in (await store.status()).groups]
+        same(sorted(names), ["first", "late", "later", "readers"], "groups left")
+
+
+async def _silent(store: Store, name: str) -> bool:
+    deliveries = await store.claim(name, limit=10, wait_s=0.05)
+    await answer(store, deliveries, "release")
+    return not deliveries
+
+
+@promise()
+async def promise_nothing_twice_without_a_fault(make_store: MakeStore) -> None:
+    """Without a fault every record is handled exactly once per group, by however many tasks."""
+    async with Bench(make_store) as bench:
+        store = await bench.open(READERS)
+        done: Counter[int] = Counter()
+
+        async def work() -> None:
+            while sum(done.values()) < 2_000:
+                deliveries = await store.claim("readers", limit=16, wait_s=0.05)
+                await asyncio.sleep(0)
+                done.update(numbers(deliveries))
+                same(await answer(store, deliveries), [], "deliveries lost")
+
+        appends = (store.append([envelope(n, f"k{n % 30}"), envelope(n + 1)]) for n in range(0, 2_000, 2))
+        await asyncio.gather(*(work() for _ in range(4)), *appends)
+        same((len(done), max(done.values())), (2_000, 1), "records handled, and how often at most")
