@@ -109,8 +109,9 @@ def append_all(sql: Sql, types: Types, appends: Sequence[Sequence[Envelope]], no
 
 def note_places(sql: Sql, types: Types, head: int) -> None:
     """Note the places of some thousand records at once, when so many are new."""
-    if types.placed is None:
-        types.placed = sql.rows("select placed from trilogue_progress")[0][0]
+    if types.placed is not None and head - types.placed < PLACE_RECORDS:
+        return
+    types.placed = int(sql.rows("select placed from trilogue_progress")[0][0])  # another process may have done it
     if head - types.placed < PLACE_RECORDS:
         return
     sql.rows(
@@ -217,9 +218,10 @@ def append_expected(sql: Sql, types: Types, envelopes: Sequence[Envelope], strea
             return repeated
         raise Conflict(f"stream {stream!r} has version {version}, expected was {expected}: read it again and decide again")
     head, last_us = newest(sql)
+    at_us = max(now_us, last_us)
     positions = []
     for envelope in envelopes:
-        position = _append_once(sql, types, envelope, max(now_us, last_us), stream, version + 1)
+        position = _append_once(sql, types, envelope, at_us, stream, version + 1)
         if position > head:  # not a repetition
             head, version = position, version + 1
         positions.append(position)
@@ -244,8 +246,9 @@ def emit(sql: Sql, types: Types, envelopes: Sequence[Envelope], now_us: int) -> 
     """Append what a handler emitted; ids that are there already (a redelivery emits them again) are left alone."""
     head, last_us = newest(sql)
     at_us = max(now_us, last_us)
-    sql.many(_INSERT, [_row(sql, types, envelope, head + n, at_us) for n, envelope in enumerate(envelopes, 1)])
-    note_places(sql, types, head + len(envelopes))
+    rows = [_row(sql, types, envelope, head + n, at_us) for n, envelope in enumerate(envelopes, 1)]
+    sql.many(_INSERT, rows)
+    note_places(sql, types, head + len(rows))
 
 
 # ── read ─────────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -105,10 +105,11 @@ class SqlStore:
         self._db = UserDb(self._connection.sql)
         self._effects = groups.Effects(self._db, self._set_deadline, self._in_transaction, self._connection.translate)
         self._writer = Writer(self._connection, name=self.path)
-        self._writer.every(self.lease_us / 3_000_000, self._renew)
-        self._version = self._reader.data_version()
+        self._version = self._reader.pragma("data_version")
         self._head = log.newest(self._sql)[0]
         self._next_timer_us: int | None = log.next_timer_us(self._sql)
+        # Only now: in memory the writer's thread shares the connection just read from.
+        self._writer.every(self.lease_us / 3_000_000, self._renew)
         self._changed = asyncio.Event()
         self._attend_now = asyncio.Event()
         self._attending = asyncio.Lock()
@@ -253,7 +254,8 @@ class SqlStore:
         """Return when something may have changed, at the latest after `wait_s`."""
         self._changed.clear()
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._changed.wait(), wait_s)
+            async with asyncio.timeout(wait_s):
+                await self._changed.wait()
 
     async def _watch(self) -> None:
         """Notice what other processes commit, fire timers, report for work in time."""
@@ -262,7 +264,7 @@ class SqlStore:
             await asyncio.sleep(POLL_S)
             with contextlib.suppress(TrilogueError):
                 with self._reading():
-                    version = self._reader.data_version()
+                    version = self._reader.pragma("data_version")
                 if version != self._version:
                     self._version = version
                     self._look_again()
