@@ -1,4 +1,4 @@
-"""For all tests: Hypothesis asserts no wall times, and a run in CI finds what a run at the desk found."""
+"""For all tests: Hypothesis asserts no wall times."""
 
 from hypothesis import HealthCheck, settings
 

@@ -5,11 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from trilogue.bench.figures import KEYS
+from trilogue.errors import Unsupported
 
 
 def _huey(folder: Path) -> Any:
-    from huey import SqliteHuey  # the extra `bench`
-
+    try:
+        from huey import SqliteHuey
+    except ImportError as error:
+        raise Unsupported("the peer is not installed: pip install 'trilogue[bench]'") from error
     # results=False: huey then stores no result, which would be a second write per task.
     return SqliteHuey("bench", filename=f"{folder}/huey-{time.monotonic_ns()}.db", fsync=True, results=False)
 

@@ -21,7 +21,7 @@ from typing import Annotated
 
 from cyclopts import App, CycloptsError, Parameter, UnknownCommandError
 
-from trilogue.cli import act, demo, publish, run, show
+from trilogue.cli import act, bench, demo, publish, run, show
 from trilogue.cli.output import flush, note, redacted, safe
 from trilogue.errors import TrilogueError, WiringError
 
@@ -47,6 +47,7 @@ cli.command(show.status)
 cli.command(dead)
 cli.command(act.replay)
 cli.command(groups)
+cli.command(bench.bench)
 dead.command(show.dead_list, name="list")
 dead.command(show.dead_show, name="show")
 dead.command(act.dead_redrive, name="redrive")

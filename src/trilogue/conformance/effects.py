@@ -38,6 +38,10 @@ def _see(name: str, n: int, db: Db) -> None:
     db.execute("insert into seen values (?, ?)", (name, n))
 
 
+def _execute(sql: str, db: Db) -> None:
+    db.execute(sql)
+
+
 def _write(name: str, delivery: Delivery) -> InTransaction:
     return effect(delivery, partial(_see, name, number(delivery)))
 
@@ -153,7 +157,7 @@ async def promise_the_log_is_not_the_users(make_store: MakeStore) -> None:
     async with Bench(make_store) as bench:
         store = await _with_table(bench, "a")
         for sql in forbidden:
-            await raises(BadOption, store.transact(lambda db, sql=sql: db.execute(sql)), sql)
+            await raises(BadOption, store.transact(partial(_execute, sql)), sql)
         same(await store.query("select 1, ?", ("x",)), [(1, "x")], "a query")
         try:
             await store.query("insert into seen values ('a', 1)")
@@ -193,7 +197,7 @@ async def promise_replay_in_place_needs_reset(make_store: MakeStore) -> None:
         await raises(TimedOut, store.seek("a", SeekTo(end="beginning"), reset=fail), "a reset that fails")
         same(await _seen(store, "a"), [0, 1, 2], "effects after a reset that failed")
         await none_left(store, "a", "after a reset that failed")
-        await store.seek("a", SeekTo(end="beginning"), reset=lambda db: db.execute("delete from seen"))
+        await store.seek("a", SeekTo(end="beginning"), reset=partial(_execute, "delete from seen"))
         same(await _seen(store, "a"), [], "effects after the reset")
         out = await take(store, "a", 3)
         same([(d.replay, number(d)) for d in out], [(True, 0), (True, 1), (True, 2)], "what is replayed")

@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 
 from trilogue.errors import LeaseLost, LogError, TimedOut, UnknownEvent, Unsupported
-from trilogue.events import Delivery, Group, InTransaction, Record, Settlement
+from trilogue.events import Delivery, Envelope, Group, InTransaction, Record, Settlement
 from trilogue.gate import NEVER_US, HeldRow, Plan, Row
 from trilogue.ports import SLOTS, Db, SeekTo
 from trilogue.stores.log import COLUMNS, Types, emit, newest, numbers, oldest, position_at, record_of
@@ -102,12 +102,15 @@ def group_id_of(sql: Sql, name: str) -> int:
 
 def attend(
     sql: Sql, name: str, worker: Worker, now_us: int, lease_us: int, give_up: Sequence[int], in_flight: int, rate: float
-) -> Attendance:
-    """Report for work: renew the membership, give up slots, take free ones up to a fair share.
+) -> Attendance | None:
+    """Report for work: renew the membership, give up slots, take free ones up to a fair share. None: there is no such group.
 
     now_us: the machine's monotonic clock. give_up: slots of which nothing is out.
     """
-    group_id = group_id_of(sql, name)
+    known = sql.rows("select id from trilogue_groups where name = ?", (name,))
+    if not known:
+        return None
+    group_id = int(known[0][0])
     joined = not sql.rows("select 1 from trilogue_members where group_id = ? and worker = ?", (group_id, worker.name))
     sql.rows(
         "insert into trilogue_members values (?, ?, ?, ?, ?, ?, ?) on conflict do update set "
@@ -281,7 +284,7 @@ class Settled:
 class Effects:
     """Runs effects inside savepoints: the user's SQL, bounded in time.
 
-    deadline: sets the moment SQL is interrupted. in_transaction: whether there still is one: interrupting a statement that
+    check: raises Rejected for what cannot be emitted. deadline: sets the moment SQL is interrupted. in_transaction: whether there still is one: interrupting a statement that
     writes makes SQLite undo the whole transaction, other groups' work included, which is then done again without this one.
     """
 
@@ -291,11 +294,13 @@ class Effects:
         deadline: Callable[[int | None], None],
         in_transaction: Callable[[], bool],
         translate: Callable[[Exception], Exception],
+        check: Callable[[Envelope], None],
     ) -> None:
         self.db = db
         self.deadline = deadline
         self.in_transaction = in_transaction
         self.translate = translate
+        self.check = check
 
     def run(self, sql: Sql, work: InTransaction) -> Sequence[Settlement]:
         """The settlements of one InTransaction; what a failing one wrote is undone."""
@@ -321,6 +326,9 @@ class Effects:
         settlements = work.run(self.db)
         if not self.in_transaction():
             raise TimedOut("its SQL was interrupted, and it went on as if nothing had happened: let the error through")
+        for settlement in settlements:
+            for envelope in settlement.emits:
+                self.check(envelope)
         return settlements
 
     def _give_up(self, work: InTransaction, error: Exception) -> None:

@@ -85,6 +85,20 @@ def check_envelope(envelope: Envelope, payload_bytes: int) -> None:
         raise Rejected(f"the key of event {envelope.type!r} has {len(envelope.key)} characters, the limit is {KEY_CHARS}")
     if not 0 < len(envelope.id) <= ID_CHARS:
         raise Rejected(f"an event's id has 1 to {ID_CHARS} characters, this one of type {envelope.type!r} has {len(envelope.id)}")
+    e = envelope
+    if not f"{e.id}{e.key}{e.source}{e.correlation_id}{e.causation_id}{e.subject}{e.traceparent}".isascii() or e.extensions:
+        _check_text(e)
+    if not 0 <= e.time_us < 1 << 63:
+        raise Rejected(f"the time of event {e.type!r} is {e.time_us} µs after 1970: expected 0 to 2**63 - 1")
+
+
+def _check_text(envelope: Envelope) -> None:
+    """Found out here and not in the writer, where it would fail everything published at the same moment."""
+    for name in ("id", "key", "source", "correlation_id", "causation_id", "subject", "traceparent", "extensions"):
+        try:
+            msgspec.json.encode(getattr(envelope, name))
+        except (ValueError, TypeError, msgspec.MsgspecError) as error:
+            raise Rejected(f"the {name} of event {envelope.type!r} cannot be stored: {error}; expected Unicode text") from error
 
 
 def newest(sql: Sql) -> tuple[int, int]:
@@ -372,17 +386,22 @@ def next_timer_us(sql: Sql) -> int | None:
 # ── retention ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def trim(sql: Sql, *, before_us: int | None, keep: int | None, force: bool, streams: bool) -> int:
-    """Remove up to TRIM_RECORDS old records; returns how many. The newest record always stays: its position counts on."""
+def trim(
+    sql: Sql, *, before_us: int | None, keep: int | None, needed: int | None, force: bool, streams: bool
+) -> int:
+    """Remove up to TRIM_RECORDS old records; returns how many. The newest record always stays: its position counts on.
+
+    needed: the first position some group still has to read.
+    """
     floor = newest(sql)[0]
     if keep is not None:
         floor = min(floor, floor - keep + 1)
     if before_us is not None:
         floor = min(floor, position_at(sql, before_us))
-    if not force:
-        needed = sql.rows("select min(cursor) from trilogue_slots")[0][0]
-        floor = floor if needed is None else min(floor, needed + 1)
-    held = "" if force else "and not exists (select 1 from trilogue_held h where h.position = r.position)"
+    if needed is not None and not force:
+        floor = min(floor, needed)
+    is_held = "select 1 from trilogue_groups g join trilogue_held h on h.group_id = g.id and h.position = r.position"
+    held = "" if force else f"and not exists ({is_held})"
     kept = "" if streams else "and stream is null"
     doomed = f"from trilogue_records r where position < ? {held} {kept} order by position limit ?"
     which = (floor, TRIM_RECORDS)

@@ -81,6 +81,23 @@ def _behind(sql: Sql, types: Types, group_id: int, patterns: tuple[str, ...]) ->
     return count, sql.rows("select recorded_us from trilogue_records where position = ?", (first,))[0][0]
 
 
+def first_needed(sql: Sql, types: Types) -> int | None:
+    """The first position some group still has to read; None if there is none. Cursors alone do not tell: those of slots in
+    which nothing happens stay behind."""
+    types.load(sql)
+    needed: list[int] = []
+    for group_id, patterns in sql.rows("select id, patterns from trilogue_groups"):
+        low = sql.rows("select min(cursor) from trilogue_slots where group_id = ?", (group_id,))[0][0]
+        kinds = types.matching(msgspec.json.decode(patterns))
+        first = sql.rows(
+            "select r.position from trilogue_records r join trilogue_slots s on s.group_id = ? and s.slot = r.slot "
+            f"where r.position > ? and r.position > s.cursor and r.type in ({numbers(kinds)}) order by r.position limit 1",
+            (group_id, low),
+        )
+        needed += [position for (position,) in first]
+    return min(needed, default=None)
+
+
 def _held(sql: Sql, group_id: int) -> dict[str, int]:
     counts: dict[str, int] = {"ready": 0, "retrying": 0, "parked": 0, "dead": 0, "oldest_us": 0}
     for state, retrying, count in sql.rows(

@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from trilogue.errors import LeaseLost, TrilogueError, Unavailable, UnknownEvent
+from trilogue.errors import LeaseLost, Rejected, TrilogueError, Unavailable, UnknownEvent
 from trilogue.events import Delivery, Durability, Envelope, Group, InTransaction, Lease, Record, Settlement, now_us
 from trilogue.gate import NEVER_US, Gate, Plan
 from trilogue.ports import Db, DeadLetter, Feature, Query, SeekTo, Status
@@ -103,7 +103,7 @@ class SqlStore:
             self._slow = connect(self.path, read_only=True)
             self._slow_sql = ApswSql(self._slow)
         self._db = UserDb(self._connection.sql)
-        self._effects = groups.Effects(self._db, self._set_deadline, self._in_transaction, self._connection.translate)
+        self._effects = groups.Effects(self._db, self._set_deadline, self._in_transaction, self._connection.translate, self._check)
         self._writer = Writer(self._connection, name=self.path)
         self._version = self._reader.pragma("data_version")
         self._head = log.newest(self._sql)[0]
@@ -325,7 +325,7 @@ class SqlStore:
             for slot in give_up[bound.group.name]:
                 bound.gate.disown(slot)
 
-        def report(sql: Sql) -> list[groups.Attendance]:
+        def report(sql: Sql) -> list[groups.Attendance | None]:
             return [
                 groups.attend(
                     sql,
@@ -343,7 +343,9 @@ class SqlStore:
         generations = [bound.gate.generation for bound in working]
         reports = await self._writer.submit(report, rows=64 * len(working))
         for bound, generation, attendance in zip(working, generations, reports, strict=True):
-            if bound.gate.generation is generation:
+            if attendance is None:  # it was dropped: nothing of it is ours any more, and the other groups go on
+                bound.gate.reset()
+            elif bound.gate.generation is generation:
                 self._take_over(bound, attendance)
             else:  # it began anew while the report was written: what the report says may be older than what was undone
                 self._attend_now.set()
@@ -465,7 +467,7 @@ class SqlStore:
         self._check_open()
         bound = self._bound_or_raise(group)
         gate = bound.gate
-        live, lost = _live(answers)
+        live, lost = _live([self._storable(answer) for answer in answers])
         plan = gate.plan(delivery for answer in live for delivery in _deliveries(answer))
         early: list[Settlement] = []
         rest: list[Settlement | InTransaction] = []
@@ -475,6 +477,17 @@ class SqlStore:
             else:
                 rest.append(answer)
         return self._settled(bound, plan, early, rest, self._submit(bound, plan, early, rest), lost)
+
+    def _storable(self, answer: Settlement | InTransaction) -> Settlement | InTransaction:
+        """The answer itself, or a dead letter if what it emits can never be stored: trying again would not help."""
+        if isinstance(answer, InTransaction) or not answer.emits:
+            return answer
+        try:
+            for envelope in answer.emits:
+                log.check_envelope(envelope, self.payload_bytes)
+        except Rejected as error:
+            return Settlement(answer.delivery, "dead", error=f"what its handler published is refused: {error}")
+        return answer
 
     def _submit(
         self, bound: _Bound, plan: Plan, early: Sequence[Settlement], rest: Sequence[Settlement | InTransaction]
@@ -529,6 +542,9 @@ class SqlStore:
             bound.gate.reset()
             bound.revision = -1
             self._attend_now.set()
+
+    def _check(self, envelope: Envelope) -> None:
+        log.check_envelope(envelope, self.payload_bytes)
 
     def _in_transaction(self) -> bool:
         return self._connection.apsw.in_transaction
@@ -603,11 +619,13 @@ class SqlStore:
         before_us = None if older_than_us is None else now_us() - older_than_us
         if before_us is None and keep is None:
             return 0
+
+        def remove(sql: Sql) -> int:
+            needed = None if force else status.first_needed(sql, self._writer_types)
+            return log.trim(sql, before_us=before_us, keep=keep, needed=needed, force=force, streams=streams)
+
         removed = 0
-        while count := await self._write(
-            lambda sql: log.trim(sql, before_us=before_us, keep=keep, force=force, streams=streams),
-            rows=log.TRIM_RECORDS,
-        ):
+        while count := await self._write(remove, rows=log.TRIM_RECORDS):
             removed += count
         return removed
 
@@ -685,7 +703,9 @@ def _live(answers: Sequence[Settlement | InTransaction]) -> tuple[list[Settlemen
             else:
                 live.append(answer)
         elif any(delivery.lease.revoked for delivery in answer.deliveries):
-            lost += answer.deliveries
+            # A batch can be lost in part: what is still ours of it is handed back.
+            lost += [delivery for delivery in answer.deliveries if delivery.lease.revoked]
+            live += [Settlement(delivery, "release") for delivery in answer.deliveries if not delivery.lease.revoked]
         else:
             live.append(answer)
     return live, lost
