@@ -30,6 +30,7 @@ from trilogue.ports import SLOTS
 NEVER_US = 1 << 62
 WAITING_PER_KEY = 1_000
 WAITING_RECORDS = 8_000
+WAITING_BYTES = 32 << 20
 FOLLOWERS_UNWRITTEN = 1_000
 HELD_ENTRIES = 100_000
 CURSOR_SPREAD = 20_000
@@ -136,7 +137,9 @@ class Gate:
         self.out = 0
         self.out_by_slot = [0] * SLOTS
         self.waiting = 0
+        self.record_bytes = 1  # of late, on average: told by whoever scans, so that memory is bounded in bytes too
         self.unwritten = 0
+        self._wants_flush = False
         self._ready: deque[list[Delivery]] = deque()
         self._due_keys: list[tuple[int, str]] = []
         self._loose: list[tuple[int, int, int]] = []
@@ -212,7 +215,8 @@ class Gate:
     @property
     def is_full(self) -> bool:
         """Whether nothing new may be read from the log: memory is bounded."""
-        return self.waiting >= WAITING_RECORDS or len(self.keys) + len(self._loose) >= HELD_ENTRIES
+        waiting = self.waiting >= WAITING_RECORDS or self.waiting * self.record_bytes >= WAITING_BYTES
+        return waiting or len(self.keys) + len(self._loose) >= HELD_ENTRIES
 
     def next_due_us(self) -> int:
         """When the next held record may go out; NEVER_US if there is none."""
@@ -226,8 +230,12 @@ class Gate:
             when, name = heapq.heappop(self._due_keys)
             key = self.keys.get(name)
             # Entries are never removed from the heap when a key changes: a stale one is recognised here.
-            if key and key.due_us == when and key.can_load and key.slot not in self.leaving and name not in due:
+            if key is None or key.due_us != when or key.slot in self.leaving or name in due:
+                continue
+            if key.can_load:
                 due.append(name)
+            elif key.unwritten and not (key.out or key.waiting):
+                self._wants_flush = True
         return due
 
     def due_loose(self, now_us: int, limit: int) -> list[int]:
@@ -366,10 +374,11 @@ class Gate:
 
     def flush(self) -> Plan | None:
         """A plan that writes followers, if some key cannot go on without it and nothing lent will soon do it."""
-        if self.unwritten < (FOLLOWERS_UNWRITTEN if self.out else 1):
+        if self.unwritten < (FOLLOWERS_UNWRITTEN if self.out and not self._wants_flush else 1):
             return None
+        self._wants_flush = False
         last = max((span.end for span in self.spans if span.followers), default=0)
-        return self._moved_to(last)
+        return self._moved_to(last) if last else None
 
     def sync(self) -> Plan | None:
         """A plan that brings all cursors to where nothing is unfinished; before stopping, or after a long quiet scan."""

@@ -208,14 +208,16 @@ def renew(sql: Sql, worker: Worker, until_us: int) -> set[int]:
 
 
 def scan(
-    sql: Sql, types: Types, *, after: int, limit: int, slots: Sequence[int], kinds: Sequence[int]
+    sql: Sql, types: Types, *, after: int, head: int, limit: int, slots: Sequence[int], kinds: Sequence[int]
 ) -> tuple[list[tuple[int, Record]], int]:
-    """The next records of some slots and types, with the position up to which that is all of them."""
+    """The next records of some slots and types, with the position up to which that is all of them.
+
+    head: where the log ended before the types were looked at: a type that came later is not in `kinds`.
+    """
     if not kinds:
-        return [], newest(sql)[0]
-    until = min(after + SCAN_POSITIONS, newest(sql)[0])
-    # `+` keeps SQLite from choosing the slot index, which would have to sort.
-    owned = "" if len(slots) == SLOTS else f" and +slot in ({numbers(slots)})"
+        return [], head
+    until = min(after + SCAN_POSITIONS, head)
+    owned = "" if len(slots) == SLOTS else f" and slot in ({numbers(slots)})"
     wanted = "" if len(kinds) == len(types.by_number) else f" and type in ({numbers(kinds)})"
     rows = sql.rows(
         f"select {COLUMNS} from trilogue_records where position > ? and position <= ?{owned}{wanted} order by position limit ?",

@@ -11,8 +11,8 @@ from typing import Any
 import msgspec
 
 from trilogue.errors import Conflict, Rejected
-from trilogue.events import KEY_CHARS, Envelope, Record
-from trilogue.patterns import matches_any
+from trilogue.events import EARLIEST_US, KEY_CHARS, LATEST_US, MOST_VERSION, Envelope, Record
+from trilogue.patterns import TYPE_CHARS, matches_any
 from trilogue.ports import ANY_VERSION, SLOTS, Query
 from trilogue.stores.writer import Sql
 
@@ -86,15 +86,22 @@ def check_envelope(envelope: Envelope, payload_bytes: int) -> None:
     if not 0 < len(envelope.id) <= ID_CHARS:
         raise Rejected(f"an event's id has 1 to {ID_CHARS} characters, this one of type {envelope.type!r} has {len(envelope.id)}")
     e = envelope
-    if not f"{e.id}{e.key}{e.source}{e.correlation_id}{e.causation_id}{e.subject}{e.traceparent}".isascii() or e.extensions:
+    texts = f"{e.id}{e.type}{e.key}{e.source}{e.correlation_id}{e.causation_id}{e.subject}{e.traceparent}"
+    if not texts.isascii() or e.extensions:
         _check_text(e)
-    if not 0 <= e.time_us < 1 << 63:
-        raise Rejected(f"the time of event {e.type!r} is {e.time_us} µs after 1970: expected 0 to 2**63 - 1")
+    for name, is_right, expected in (
+        ("data", type(e.data) is bytes, "bytes"),
+        ("time_us", EARLIEST_US <= e.time_us <= LATEST_US, "microseconds, year 1 to 9999"),
+        ("schema_version", 1 <= e.schema_version <= MOST_VERSION, f"1 to {MOST_VERSION}"),
+        ("type", 0 < len(e.type) <= TYPE_CHARS, f"1 to {TYPE_CHARS} characters"),
+    ):
+        if not is_right:
+            raise Rejected(f"event {e.type!r} cannot be stored: its {name} is {getattr(e, name)!r}, expected {expected}")
 
 
 def _check_text(envelope: Envelope) -> None:
     """Found out here and not in the writer, where it would fail everything published at the same moment."""
-    for name in ("id", "key", "source", "correlation_id", "causation_id", "subject", "traceparent", "extensions"):
+    for name in ("id", "type", "key", "source", "correlation_id", "causation_id", "subject", "traceparent", "extensions"):
         try:
             msgspec.json.encode(getattr(envelope, name))
         except (ValueError, TypeError, msgspec.MsgspecError) as error:
@@ -105,6 +112,12 @@ def newest(sql: Sql) -> tuple[int, int]:
     """Position and recorded time of the newest record; (0, 0) on an empty log."""
     rows = sql.rows("select position, recorded_us from trilogue_records order by position desc limit 1")
     return rows[0] if rows else (0, 0)
+
+
+def extent(sql: Sql) -> tuple[int, int]:
+    """Position of the newest record and number of the newest type, in one look."""
+    rows = sql.rows("select (select max(position) from trilogue_records), (select max(id) from trilogue_types)")
+    return rows[0][0] or 0, rows[0][1] or 0
 
 
 def append_all(sql: Sql, types: Types, appends: Sequence[Sequence[Envelope]], now_us: int) -> list[list[int] | Conflict]:

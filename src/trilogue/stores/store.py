@@ -36,7 +36,7 @@ from trilogue.stores.userdb import UserDb, read_only
 from trilogue.stores.writer import Again, Sql, Writer
 
 POLL_S = 0.005
-INLINE_SCAN_POSITIONS = 2_000
+SCAN_BYTES = 16 << 20
 QUERY_S = 30.0
 QUERY_ROWS = 1_000_000
 
@@ -406,10 +406,10 @@ class SqlStore:
         gate = bound.gate
         if bound.paused or not gate.leases:
             return []
+        deliveries = self._lend_held(bound, -(-limit // 2))
         flush = gate.flush()
         if flush is not None:
-            await self._flush(bound, flush)
-        deliveries = self._lend_held(bound, -(-limit // 2))
+            await self._flush(bound, flush)  # and wakes the claim: what it wrote can be lent
         deliveries += gate.take_ready(limit - len(deliveries))
         while len(deliveries) < limit and not gate.is_full:
             found, at_end = await self._scan(bound, limit - len(deliveries))
@@ -441,20 +441,29 @@ class SqlStore:
         gate = bound.gate
         generation, after = gate.generation, gate.scan
         with self._reading():
-            head = log.newest(self._sql)[0]
+            head, newest_type = log.extent(self._sql)
             if after >= head:
                 return [], True
             records, end = groups.scan(
-                self._sql, self._types, after=after, limit=limit, slots=list(gate.leases), kinds=self._kinds(bound)
+                self._sql,
+                self._types,
+                after=after,
+                head=head,
+                limit=max(1, min(limit, SCAN_BYTES // gate.record_bytes)),
+                slots=list(gate.leases),
+                kinds=self._kinds(bound, newest_type),
             )
-        if not records:
+        if records:
+            gate.record_bytes = 1 + sum(len(record.data) for _, record in records) // len(records)
+        else:
             await asyncio.sleep(0)  # a long way without a match must not hold up everybody else
             if gate.generation is not generation or gate.scan != after:
                 return [], False
         return gate.admit(records, end), end >= head
 
-    def _kinds(self, bound: _Bound) -> list[int]:
-        self._types.load(self._sql)
+    def _kinds(self, bound: _Bound, newest_type: int) -> list[int]:
+        if newest_type not in self._types.by_number:
+            self._types.load(self._sql)
         if bound.kinds_of != len(self._types.by_number):
             bound.kinds_of = len(self._types.by_number)
             bound.kinds = self._types.matching(bound.group.patterns)

@@ -51,7 +51,7 @@ async def demo_video(options: VideoOptions) -> Json:
 
 def _print(report: Json, *, as_json: bool) -> None:
     if as_json:
-        sys.stdout.write(json.dumps(report, ensure_ascii=False, indent=2) + "\n")
+        sys.stdout.write(json.dumps(report, indent=2) + "\n")
     else:
         show(report, Console())
 
@@ -150,6 +150,7 @@ class Outage:
                 "accepted": fed.sent,
                 "refused": len(self.sample) - fed.sent,
                 "delivered_when_back": self._after - self._before,
+                "delivered_before": self._before,
             },
         }
 

@@ -55,7 +55,7 @@ async def demo_queue(url: str = "memory://", report: Literal["text", "json"] = "
         await app.wait_idle()
         found = await _found(app, [service.sessions[session] for session in sessions], before)
     if report == "json":
-        sys.stdout.write(json.dumps(found, ensure_ascii=False, indent=2) + "\n")
+        sys.stdout.write(json.dumps(found, indent=2) + "\n")
     else:
         _show(found, Console())
     return found

@@ -9,6 +9,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from trilogue.errors import BadOption
+
 TEXT_CHARS = 1_000
 
 
@@ -24,12 +26,20 @@ class Rejects:
         self._file: Any = None
 
     def add(self, file: str, line: int, reason: str, text: str) -> None:
-        """Write down one bad row, cut after 1,000 characters. line: from 1."""
+        """Write down one bad row, cut after 1,000 characters. line: from 1. Raises BadOption if the file cannot be made."""
         if self._file is None:
-            self._file = self.path.open("w", encoding="utf-8", errors="backslashreplace", newline="")
+            self._file = self._open()
             csv.writer(self._file).writerow(("file", "line", "reason", "text"))
         self.count += 1
         csv.writer(self._file).writerow((file, line, reason, text[:TEXT_CHARS]))
+
+    def _open(self) -> Any:
+        try:
+            return self.path.open("w", encoding="utf-8", errors="backslashreplace", newline="")
+        except OSError as error:
+            raise BadOption(
+                f"{self.path} for the rejected rows cannot be written ({error.strerror}): run in another folder, or with --db"
+            ) from None
 
     def __enter__(self) -> Self:
         return self

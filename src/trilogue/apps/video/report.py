@@ -152,7 +152,8 @@ def _refused(outage: Json) -> str:
 
 def _delivered(outage: Json) -> str:
     events = outage["events"]
-    return f"{events['refused']} refused; {events['delivered_when_back']} delivered later" if outage["sample"] else ""
+    known = ", known from an earlier run" if events["delivered_before"] else f", {events['delivered_when_back']} caught up"
+    return f"{events['refused']} refused{known}" if outage["sample"] else ""
 
 
 def _lines(report: Json) -> list[str]:
