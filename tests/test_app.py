@@ -194,6 +194,34 @@ def test_limits_are_refused_with_the_mend(tmp_path: Path) -> None:
     run(main())
 
 
+def test_what_a_handler_emits_has_the_same_limits(tmp_path: Path) -> None:
+    async def main() -> None:
+        app = App(f"sqlite:///{tmp_path}/a.db?payload_bytes=100")
+
+        @app.on(group="one", retry=Retry(1))
+        async def one(e: Watched) -> Won:
+            return Won(e.user, "b" * (200 if e.user == "bad" else 1))
+
+        @app.on(group="db", retry=Retry(1))
+        def with_db(e: Watched, db: Db, ctx: Context) -> None:
+            ctx.publish(Won("k" * (600 if e.user == "bad" else 1), ""))
+
+        @app.on(group="batch", batch=1, retry=Retry(1))
+        def batch(es: list[Watched], db: Db) -> list[Won]:
+            return [Won(es[0].user, "b" * (200 if es[0].user == "bad" else 1))]
+
+        async with app.running():
+            await app.publish_many([Watched("bad"), Watched("good")])
+            await app.wait_idle()
+            letters = await app.store.dead(None)
+            assert sorted(letter.group for letter in letters) == ["batch", "db", "one"]
+            assert {letter.record.key for letter in letters} == {"bad"}
+            assert all(letter.error.startswith("Rejected: event 'badge.won' has ") for letter in letters)
+            assert len(await all_of(app, types="badge.*")) == 3
+
+    run(main())
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
@@ -384,8 +412,6 @@ def test_wrong_histories_are_refused() -> None:
 def test_decode_knows_the_classes_of_the_handlers() -> None:
     async def main() -> None:
         app = App("memory://")
-        app.on(lambda r: None, group="x") if False else None
-
         @app.on
         async def handle(e: Watched) -> None: ...
 

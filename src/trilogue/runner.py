@@ -32,6 +32,7 @@ CLAIM_WAIT_S = 60.0
 SETTLES_OPEN = 4
 COALESCE_S = 0.005
 FAST_S, SLOW_S = 0.05, 0.25
+FAST_EFFECTS_S, SLOW_EFFECTS_S = 0.01, 0.03
 SWEEP_S = 0.02
 BACKOFF_S = 1.0
 
@@ -145,9 +146,11 @@ class Runner:
 
     def _pace(self, took_s: float) -> None:
         """Claim more while claims are finished quickly, less while they are not: a slow handler needs no long queue."""
-        if took_s < FAST_S and not self.in_flight:
+        # A claim with effects is one transaction, which everybody who publishes waits for.
+        fast_s, slow_s = (FAST_EFFECTS_S, SLOW_EFFECTS_S) if self.sub.kind == "db" else (FAST_S, SLOW_S)
+        if took_s < fast_s and not self.in_flight:
             self._limit = min(CLAIM_RECORDS, self._limit * 2)
-        elif took_s > SLOW_S or self.in_flight:
+        elif took_s > slow_s or self.in_flight:
             self._limit = max(self._least, self._limit // 2)
 
     # ── lanes ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -249,7 +252,7 @@ class Runner:
         if delivery.replay:
             return []
         record = delivery.record
-        return [
+        emits = [
             envelope(
                 event,
                 id=derived_id(record.recorded_us, record.id, self.name, n),
@@ -258,6 +261,9 @@ class Runner:
             )
             for n, event in enumerate(events)
         ]
+        for emitted in emits:
+            self._store.check(emitted)
+        return emits
 
     def _failed(self, delivery: Delivery, error: BaseException) -> Settlement:
         if isinstance(error, Later):

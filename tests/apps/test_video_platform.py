@@ -17,13 +17,13 @@ import pytest
 from trilogue import App, Conflict, Db, Retry, Router
 from trilogue.apps.video import VideoOptions, demo_queue, demo_video
 from trilogue.apps.video.chain import run_chain
-from trilogue.apps.video.demo import _event
 from trilogue.apps.video.events import WatchStarted, as_datetime, as_us
 from trilogue.apps.video.feed import AnswerTimes, Feeder
 from trilogue.apps.video.generator import generate
 from trilogue.apps.video.options import checked
 from trilogue.apps.video.platform import SERVICES, failing, platform
 from trilogue.apps.video.video import VideoService
+from trilogue.apps.video.watch import as_event
 from trilogue.errors import BadOption
 
 MOVIELENS = Path(__file__).parents[3] / "shared/data/ml-latest-small"
@@ -103,7 +103,7 @@ def test_a_failing_service_loses_nothing() -> None:
 
 
 def test_the_chain_refuses_everything_when_one_service_is_down() -> None:
-    watches = [_event(watch) for watch in islice(generate(1), 5)]
+    watches = [as_event(watch) for watch in islice(generate(1), 5)]
 
     async def run() -> None:
         whole = await run_chain(watches, call_s=0.01)
@@ -226,7 +226,7 @@ asyncio.run(demo_video(VideoOptions(limit=4_000, chain_sample=0, db=sys.argv[1],
 @pytest.mark.processes
 def test_a_killed_run_is_finished_by_the_next_and_a_third_adds_nothing(tmp_path: Path) -> None:
     command = [sys.executable, "-c", PROGRAM, str(tmp_path / "v.db")]
-    for size in (400_000, 2_000_000):
+    for size in (400_000, 6_000_000):
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         while process.poll() is None and written(tmp_path) < size:
             time.sleep(0.02)

@@ -67,25 +67,21 @@ def test_one_batch_and_many_give_the_same(db: MemoryDb, name: str) -> None:
     handler(watches[:], db)
     for each in watches:
         handler([each], other)
-    tables = [
-        table for (table,) in db.execute("select name from sqlite_schema where type = 'table' and name glob ?", (f"{name}_*",))
-    ]
-    # What is shown, judged or told last depends on what a batch has seen of the others; what is counted does not.
-    for table in set(tables) - {
-        "notification_sent",
-        "notification_rate",
-        "notification_totals",
-        "recommendation_judged",
-        "recommendation_users",
-    }:
-        assert rounded(db.execute(f"select * from {table} order by 1, 2")) == rounded(
-            other.execute(f"select * from {table} order by 1, 2")
-        )
+    assert counted(db, name) == counted(other, name)
     other.connection.close()
 
 
-def rounded(rows: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
-    return [tuple(round(value, 6) if isinstance(value, float) else value for value in row) for row in rows]
+# What was shown, judged or told depends on what a batch has met of the others; what is counted does not.
+NOT_COUNTED = {"notification_sent", "notification_rate", "notification_totals", "recommendation_judged", "recommendation_users"}
+
+
+def counted(db: MemoryDb, name: str) -> dict[str, list[tuple[Any, ...]]]:
+    tables = db.execute("select name from sqlite_schema where type = 'table' and name glob ?", (f"{name}_*",))
+    return {table: sorted(map(rounded, db.execute(f"select * from {table}"))) for (table,) in tables if table not in NOT_COUNTED}
+
+
+def rounded(row: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(round(value, 6) if isinstance(value, float) else value for value in row)
 
 
 def test_taste_fades_by_half_in_thirty_days(db: MemoryDb) -> None:
@@ -138,9 +134,9 @@ def test_heat_is_the_sum_of_faded_watches() -> None:
 def test_friends_are_told_three_times_an_hour(db: MemoryDb) -> None:
     people = [f"u{n}" for n in range(9)]
     notification.notify([watch(who, minutes=-60) for who in people], db)
-    friends = notification.friends_of(db, "u0")  # type: ignore[arg-type]
+    friends = notification.friends_of(db, "u0")
     assert len(friends) == 4
-    assert all("u0" in notification.friends_of(db, friend) for friend in friends)  # type: ignore[arg-type]
+    assert all("u0" in notification.friends_of(db, friend) for friend in friends)
     db.execute("delete from notification_sent")
     notification.notify([watch("u0", f"v{n}", n) for n in range(5)], db)
     sent = db.execute("select user, text from notification_sent where user = ?", (friends[0],))
@@ -174,7 +170,8 @@ def test_the_model_is_judged_by_what_it_had_shown_before(db: MemoryDb) -> None:
 def test_what_a_user_has_seen_is_not_recommended(db: MemoryDb) -> None:
     recommendation.recommend([watch(f"u{n % 5}", f"v{n * 3 % 17}", n) for n in range(80)], db)
     shown = db.execute(
-        "select count(*) from recommendation_users u, json_each(u.shown) s join recommendation_seen n on n.user = u.user and n.video = s.value"
+        "select count(*) from recommendation_users u join json_each(u.shown) s "
+        "join recommendation_seen n on n.user = u.user and n.video = s.value"
     )
     assert shown == [(0,)]
 

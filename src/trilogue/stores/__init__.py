@@ -96,7 +96,7 @@ def _number(name: str, text: str, url: str) -> float | int:
     except ValueError:
         value = -1
     if not low <= value <= high:
-        raise BadOption(f"{redacted(url)!r}: option {name}={text!r} is out of range: expected {low:g} to {high:g}")
+        raise BadOption(f"{redacted(url)!r}: option {name}={text!r} is out of range: expected {low} to {high}")
     return value
 
 

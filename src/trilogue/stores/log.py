@@ -89,14 +89,13 @@ def check_envelope(envelope: Envelope, payload_bytes: int) -> None:
     texts = f"{e.id}{e.type}{e.key}{e.source}{e.correlation_id}{e.causation_id}{e.subject}{e.traceparent}"
     if not texts.isascii() or e.extensions:
         _check_text(e)
-    for name, is_right, expected in (
-        ("data", type(e.data) is bytes, "bytes"),
-        ("time_us", EARLIEST_US <= e.time_us <= LATEST_US, "microseconds, year 1 to 9999"),
-        ("schema_version", 1 <= e.schema_version <= MOST_VERSION, f"1 to {MOST_VERSION}"),
-        ("type", 0 < len(e.type) <= TYPE_CHARS, f"1 to {TYPE_CHARS} characters"),
-    ):
-        if not is_right:
-            raise Rejected(f"event {e.type!r} cannot be stored: its {name} is {getattr(e, name)!r}, expected {expected}")
+    if type(e.data) is not bytes or not 0 < len(e.type) <= TYPE_CHARS:
+        raise Rejected(f"event {e.type!r} cannot be stored: expected a type of 1 to {TYPE_CHARS} characters and data in bytes")
+    if not EARLIEST_US <= e.time_us <= LATEST_US or not 1 <= e.schema_version <= MOST_VERSION:
+        raise Rejected(
+            f"event {e.type!r} cannot be stored with time_us={e.time_us} and schema_version={e.schema_version}: expected "
+            f"microseconds of the years 1 to 9999, and 1 to {MOST_VERSION}"
+        )
 
 
 def _check_text(envelope: Envelope) -> None:

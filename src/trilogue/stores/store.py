@@ -18,7 +18,18 @@ from pathlib import Path
 from typing import Any
 
 from trilogue.errors import LeaseLost, Rejected, TrilogueError, Unavailable, UnknownEvent
-from trilogue.events import Delivery, Durability, Envelope, Group, InTransaction, Lease, Record, Settlement, now_us
+from trilogue.events import (
+    KEY_CHARS,
+    Delivery,
+    Durability,
+    Envelope,
+    Group,
+    InTransaction,
+    Lease,
+    Record,
+    Settlement,
+    now_us,
+)
 from trilogue.gate import NEVER_US, Gate, Plan
 from trilogue.ports import Db, DeadLetter, Feature, Query, SeekTo, Status
 from trilogue.stores import dead, groups, log, status
@@ -195,9 +206,15 @@ class SqlStore:
                 finish,
                 rows=sum(map(len, batches)),
                 broke=self._writer_types.forget,
+                is_append=True,
             )
         except TrilogueError as error:
             finish(None, error)
+
+    def check(self, envelope: Envelope) -> None:
+        """Raise Rejected if an envelope that a handler emits is too large."""
+        if len(envelope.data) > self.payload_bytes or (envelope.key is not None and len(envelope.key) > KEY_CHARS):
+            log.check_envelope(envelope, self.payload_bytes)
 
     async def read(self, query: Query) -> list[Record]:
         """One page of records."""

@@ -68,10 +68,12 @@ class Connection(Protocol):
 class Job:
     """A change: `run` inside a savepoint; then `finish` on the loop. broke: called where it failed, maybe in the thread."""
 
-    __slots__ = ("broke", "error", "finish", "result", "rows", "run")
+    __slots__ = ("broke", "error", "finish", "is_append", "result", "rows", "run")
 
-    def __init__(self, run: Callable[[Sql], Any], finish: "Finish", rows: int, broke: Callable[[], None]) -> None:
-        self.run, self.finish, self.rows, self.broke = run, finish, rows, broke
+    def __init__(
+        self, run: Callable[[Sql], Any], finish: "Finish", rows: int, broke: Callable[[], None], *, is_append: bool = False
+    ) -> None:
+        self.run, self.finish, self.rows, self.broke, self.is_append = run, finish, rows, broke, is_append
         self.result: Any = None
         self.error: Exception | None = None
 
@@ -123,13 +125,24 @@ class Writer:
         self.post(run, finish, rows=rows, broke=broke)
         return future
 
-    def post(self, run: Callable[[Sql], Any], finish: Finish, *, rows: int, broke: Callable[[], None]) -> None:
-        """submit() with a call of one's own at the end, finish(result, error), instead of a future."""
+    def post(
+        self,
+        run: Callable[[Sql], Any],
+        finish: Finish,
+        *,
+        rows: int,
+        broke: Callable[[], None],
+        is_append: bool = False,
+    ) -> None:
+        """submit() with a call of one's own at the end, finish(result, error), instead of a future.
+
+        is_append: independent of all other changes, and may be committed before those that were submitted earlier.
+        """
         if self._closed:
             raise Unavailable("the store is closed: open it before use, and finish before leaving its `async with`")
         if self._queued > QUEUE_ROWS:
             raise Unavailable(f"more than {QUEUE_ROWS} changes wait to be written: publish slower, or await each publish")
-        self._waiting.append(Job(run, finish, rows, broke))
+        self._waiting.append(Job(run, finish, rows, broke, is_append=is_append))
         self._queued += rows
         self._soon()
 
@@ -180,35 +193,33 @@ class Writer:
     # ── in the thread ────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _work(self) -> None:
+        waiting: list[Job] = []
         next_tick = time.monotonic()
-        while True:
-            jobs = self._take(next_tick)
-            if jobs is None:
-                return
-            while jobs:
-                done = self._transact(_first(jobs), wait=True)
-                self._loop.call_soon_threadsafe(self._resolve, jobs[:done])
-                jobs = jobs[done:]
+        ends, appends_first = False, True
+        while waiting or not ends:
+            ends = self._take(waiting, next_tick) or ends
+            if waiting:
+                # In turns: a publish does not wait for all the effects that are queued, nor do they for a busy publisher.
+                waiting.sort(key=lambda job: job.is_append != appends_first)
+                appends_first = not appends_first
+                done = self._transact(_first(waiting), wait=True)
+                self._loop.call_soon_threadsafe(self._resolve, waiting[:done])
+                del waiting[:done]
             if self._tick and time.monotonic() >= next_tick:
                 next_tick = time.monotonic() + self._tick[0]
                 self._run_tick(self._tick[1])
 
-    def _take(self, next_tick: float) -> list[Job] | None:
-        """Everything that waits; an empty list when the tick is due; None to end."""
+    def _take(self, waiting: list[Job], next_tick: float) -> bool:
+        """Add all that was queued, waiting for some if there is none until the tick is due; True to end."""
+        timeout = max(0.0, next_tick - time.monotonic()) if self._tick else None
         try:
-            jobs = self._queue.get(timeout=max(0.0, next_tick - time.monotonic()) if self._tick else None)
+            jobs = self._queue.get(block=not waiting, timeout=timeout)
+            while jobs is not None:
+                waiting += jobs
+                jobs = self._queue.get_nowait()
         except queue.Empty:
-            return []
-        while jobs is not None:
-            try:
-                more = self._queue.get_nowait()
-            except queue.Empty:
-                break
-            if more is None:
-                self._queue.put(None)
-                break
-            jobs += more
-        return jobs
+            return False
+        return True
 
     def _run_tick(self, run: Callable[[Sql], None]) -> None:
         job = Job(run, lambda _result, _error: None, 0, _nothing)

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from trilogue import App
 from trilogue.apps.video.chain import ChainResult, run_chain
-from trilogue.apps.video.events import WatchStarted, as_datetime, session_id
+from trilogue.apps.video.events import WatchStarted
 from trilogue.apps.video.feed import AnswerTimes, Feeder
 from trilogue.apps.video.generator import generate
 from trilogue.apps.video.options import Plan, VideoOptions, checked
@@ -28,7 +28,7 @@ from trilogue.apps.video.rejects import Rejects
 from trilogue.apps.video.report import Json, collect, show
 from trilogue.apps.video.source import read_watches
 from trilogue.apps.video.video import VideoService
-from trilogue.apps.video.watch import Watch
+from trilogue.apps.video.watch import Watch, as_event
 
 LOOK_S = 0.25
 
@@ -74,7 +74,7 @@ def _watches(plan: Plan, rejects: Rejects) -> Iterator[Watch]:
 async def _run(plan: Plan, url: str, rejects: Rejects) -> Json:
     watches = _watches(plan, rejects)
     sample = await asyncio.to_thread(lambda: list(islice(watches, plan.chain_sample)))
-    events = [_event(watch) for watch in sample]
+    events = [as_event(watch) for watch in sample]
     answered = await run_chain(events, seed=plan.seed)
     app = platform(url, fail=plan.fail, seed=plan.seed)
     async with app.running():
@@ -87,7 +87,7 @@ async def _feed_all(plan: Plan, app: App, watches: Iterator[Watch], sample: list
     down = plan.down or ("user",)
     await _take_down(app, down)
     async with live_progress(app, lambda: one_by_one.sent + feeder.sent):
-        outage = Outage(app, down[0], [_event(watch) for watch in sample])
+        outage = Outage(app, down[0], [as_event(watch) for watch in sample])
         await outage.begin()
         await one_by_one.feed(iter(sample), at_once=1)
         if not plan.down:
@@ -153,11 +153,6 @@ class Outage:
                 "delivered_before": self._before,
             },
         }
-
-
-def _event(watch: Watch) -> WatchStarted:
-    session = session_id(watch.user, watch.video, watch.time_us)
-    return WatchStarted(watch.user, watch.video, watch.title, watch.genres, session, as_datetime(watch.time_us))
 
 
 async def _take_down(app: App, down: Sequence[str]) -> None:

@@ -1,7 +1,8 @@
 """Invented watches, the same for the same seed, without end and in order of time.
 
     users     log-normal activity (sigma 1.2), two or three favourite genres each
-    titles    popularity by Zipf's law (s = 0.9); a third of them come in series of three parts
+    titles    popularity by Zipf's law (s = 0.9); a third of the names are series of three parts; each day one title comes to
+              the front and the others slide down
     arrivals  sessions as a Poisson process under a daily curve (trough 04:00, peak 21:00, 6 : 1), weekends x 1.3
     session   one to six titles, mostly of the user's genres or the next part of a series; log-normal time between them
               (median 22 minutes, sigma 1.1), and 25 % left after a minute
@@ -22,7 +23,9 @@ from trilogue.apps.video.watch import Watch
 STARTS_US = as_us(datetime(2026, 1, 5, tzinfo=UTC))  # a Monday
 SECOND_US = 1_000_000
 DAY_S = 86_400
+DAY_US = DAY_S * SECOND_US
 ZIPF = 0.9
+FRONT = 5
 SESSIONS_PER_USER_DAY = 0.6
 LONGEST_TITLE_S = 3 * 3_600
 # Relative arrivals by hour of the day.
@@ -42,6 +45,9 @@ SECOND = (
     "Lighthouse", "Meridian", "Nomad", "Orchard", "Parade", "Quarry", "River", "Signal", "Theorem", "Umbrella", "Voyage",
     "Whisper", "Zeppelin",
 )  # fmt: skip
+
+
+Shelf = tuple[list[int], list[float]]  # places in the catalogue, cumulated weights
 
 
 class Film(NamedTuple):
@@ -76,9 +82,13 @@ def generate(seed: int, *, users: int = 300, titles: int = 400) -> Iterator[Watc
     activity = list(accumulate(rng.lognormvariate(0, 1.2) for _ in viewers))
     coming: list[tuple[int, int, Watch]] = []
     serial = count()
+    day = 0
     for start_us in _arrivals(rng, users * SESSIONS_PER_USER_DAY / DAY_S):
         while coming and coming[0][0] <= start_us:
             yield heapq.heappop(coming)[2]
+        if (start_us - STARTS_US) // DAY_US > day:
+            day += 1
+            shelves.premiere(rng)
         viewer = rng.choices(viewers, cum_weights=activity)[0]
         for watch in _session(rng, viewer, shelves, start_us):
             heapq.heappush(coming, (watch.time_us, next(serial), watch))
@@ -115,9 +125,22 @@ class _Shelves:
 
     def __init__(self, films: Sequence[Film]) -> None:
         self.films = films
-        everything = range(len(films))
-        self.by_genre = {genre: _weighed([n for n in everything if genre in films[n].genres]) for genre in GENRES}
-        self.all = _weighed(list(everything))
+        self.ranking = list(range(len(films)))
+        self._weigh()
+
+    def _weigh(self) -> None:
+        weights = [(rank + 1) ** -ZIPF for rank in range(len(self.ranking))]
+        self.all = self.ranking[:], list(accumulate(weights))
+        self.by_genre: dict[str, Shelf] = {}
+        for genre in GENRES:
+            ranks = [rank for rank, n in enumerate(self.ranking) if genre in self.films[n].genres]
+            self.by_genre[genre] = [self.ranking[rank] for rank in ranks], list(accumulate(weights[rank] for rank in ranks))
+
+    def premiere(self, rng: random.Random) -> None:
+        """One title comes to the front; those behind it slide down."""
+        n = self.ranking.pop(rng.randrange(len(self.ranking)))
+        self.ranking.insert(rng.randrange(FRONT), n)
+        self._weigh()
 
     def draw(self, rng: random.Random, viewer: Viewer) -> Film:
         """Three in four times from a favourite genre, otherwise from everything."""
@@ -126,10 +149,6 @@ class _Shelves:
             shelf = self.by_genre[rng.choices(viewer.favourites, weights=(4, 2, 1)[: len(viewer.favourites)])[0]]
         places, weights = shelf if shelf[0] else self.all
         return self.films[rng.choices(places, cum_weights=weights)[0]]
-
-
-def _weighed(places: list[int]) -> tuple[list[int], list[float]]:
-    return places, list(accumulate((n + 1) ** -ZIPF for n in places))
 
 
 def _arrivals(rng: random.Random, per_second: float) -> Iterator[int]:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
-from trilogue.apps.video.events import as_us
+from trilogue.apps.video.events import WatchStarted, as_datetime, as_us, session_id
 
 TEXT_CHARS = 512
 LATEST_US = 253_402_300_799_000_000  # the end of year 9999, the last a datetime can hold
@@ -28,6 +28,12 @@ class Watch(NamedTuple):
     video: str
     title: str
     genres: tuple[str, ...] = ()
+
+
+def as_event(watch: Watch) -> WatchStarted:
+    """The event of a watch."""
+    session = session_id(watch.user, watch.video, watch.time_us)
+    return WatchStarted(watch.user, watch.video, watch.title, watch.genres, session, as_datetime(watch.time_us))
 
 
 class BadRow(ValueError):
