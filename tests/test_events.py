@@ -89,7 +89,7 @@ def test_without_brackets_is_refused() -> None:
 
 @pytest.mark.parametrize("version", [0, -1, 2**31, "1", 1.5])
 def test_a_version_out_of_range_is_refused(version: int) -> None:
-    with pytest.raises(BadOption, match="'a.b'"):
+    with pytest.raises(BadOption, match=r"'a.b'"):
         event("a.b", version=version)
 
 

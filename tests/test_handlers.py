@@ -165,7 +165,13 @@ def test_every_option_arrives() -> None:
         many, "video.*", group="g", order=None, retry=retry, concurrency=64, on_dead="park", batch=500, start="beginning",
         reset=reset, db_limit=timedelta(seconds=1),
     )  # fmt: skip
-    assert (sub.group.name, sub.group.ordered, sub.group.start, sub.retry, sub.concurrency) == ("g", False, "beginning", retry, 64)
+    assert (sub.group.name, sub.group.ordered, sub.group.start, sub.retry, sub.concurrency) == (
+        "g",
+        False,
+        "beginning",
+        retry,
+        64,
+    )
     assert (sub.park, sub.batch, sub.reset, sub.db_limit_us) == (True, 500, reset, 1_000_000)
     assert subscription(one, timeout="30s").timeout_us == 30_000_000
 

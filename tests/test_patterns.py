@@ -74,7 +74,7 @@ BAD = ["", ".", "a.", ".a", "a..b", "a b", "a\n", "\x00", "vidéo", "a/b", "a:b"
 
 @pytest.mark.parametrize("name", [*BAD, "a.*", "#", "a*"])
 def test_no_type(name: str) -> None:
-    with pytest.raises(BadPattern, match="as 'video.watched'"):
+    with pytest.raises(BadPattern, match=r"as 'video.watched'"):
         check_type(name)
 
 

@@ -18,11 +18,6 @@ class Watched:
     user: str
 
 
-@pytest.fixture(params=["memory", "sqlite"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    return "memory://" if request.param == "memory" else f"sqlite:///{tmp_path}/app.db"
-
-
 def test_the_same_names_blocking(url: str) -> None:
     app = App(url, name="scripts")
 

@@ -22,9 +22,9 @@ from typing import Any, Literal, ParamSpec, TypeVar, overload
 
 from trilogue import codec
 from trilogue.durations import Duration, microseconds, seconds
-from trilogue.errors import BadOption, OrphanedGroup, TimedOut, TwiceNamed, UnknownEvent
+from trilogue.errors import BadOption, LogError, OrphanedGroup, TimedOut, TwiceNamed, UnknownEvent
 from trilogue.events import Envelope, Receipt, Record, as_us, now_us
-from trilogue.handlers import Subscription, check_options, subscription
+from trilogue.handlers import NAME_CHARS, Subscription, check_options, subscription
 from trilogue.patterns import check_pattern
 from trilogue.ports import Db, Query, SeekTo, Store
 from trilogue.retry import Retry
@@ -37,6 +37,7 @@ PUBLISH_RECORDS = 1_000
 HISTORY_PAGE = 1_000
 THREADS = 32
 GRACE = "10s"
+TRIM_EVERY_S = 60.0
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -119,13 +120,17 @@ class App(Router):
     """One program on one log.
 
     url: memory:// or sqlite:///file.db. name: tells its groups and the source of its events from another program's.
+    keep_for: while handlers run, records older than this are removed once no group needs them.
 
     >>> app = App("memory://")
     """
 
-    def __init__(self, url: str = "sqlite:///trilogue.db", *, name: str = "trilogue") -> None:
+    def __init__(self, url: str = "sqlite:///trilogue.db", *, name: str = "trilogue", keep_for: Duration | None = None) -> None:
         super().__init__()
+        if not 0 < len(name) <= NAME_CHARS or not name.isprintable():
+            raise BadOption(f"App(name={name!r}): expected 1 to {NAME_CHARS} printable characters")
         self.name = name
+        self._keep_for = None if keep_for is None else seconds(keep_for)
         self.store: Store = open_store(url)
         self._opened = 0
         self._subscriptions: list[Subscription] = []
@@ -177,16 +182,25 @@ class App(Router):
             threads = ThreadPoolExecutor(THREADS, thread_name_prefix="trilogue handler")
             runners = [Runner(self.store, sub, threads, self.name) for sub in self.subscriptions]
             loop_watch = LoopWatch(runners)
-            progress = asyncio.create_task(watch_progress(self.store, runners))
+            tasks = [asyncio.create_task(watch_progress(self.store, runners)), asyncio.create_task(self._trim_old())]
             for runner in runners:
                 runner.start()
             try:
                 yield self
             finally:
-                progress.cancel()
+                for task in tasks:
+                    task.cancel()
                 await asyncio.gather(*(runner.stop(seconds(grace)) for runner in runners))
                 loop_watch.stop()
                 threads.shutdown(wait=False, cancel_futures=True)
+
+    async def _trim_old(self) -> None:
+        while self._keep_for is not None:
+            try:
+                await self.trim(older_than=self._keep_for)
+            except LogError as error:
+                log.warning("removing old records failed: %s", error)
+            await asyncio.sleep(TRIM_EVERY_S)
 
     async def _refuse_orphans(self) -> None:
         ours = {sub.group.name for sub in self.subscriptions}
@@ -226,6 +240,10 @@ class App(Router):
         Raises UnknownEvent, BadOption.
         """
         if isinstance(event, Envelope):
+            if id is not None or time_us is not None:
+                raise BadOption(
+                    "an Envelope has its id and time already: make it with them, by app.envelope(event, id=, time_us=)"
+                )
             return event
         return codec.envelope(event, id=id, time_us=time_us, source=self.name, cause=cause.get())
 
@@ -360,6 +378,21 @@ class App(Router):
         """
         reset = next((sub.reset for sub in self.subscriptions if sub.group.name == group), None)
         return await self.store.seek(group, to, into=into, emits=emits, reset=reset)
+
+    async def trim(
+        self,
+        *,
+        older_than: Duration | None = None,
+        keep: int | None = None,
+        force: bool = False,
+        streams: bool = False,
+    ) -> int:
+        """Remove records older than a duration and beyond the newest `keep`; returns how many went.
+
+        What a group still needs stays unless `force`, records of streams stay unless `streams`, the newest always stays.
+        """
+        older_than_us = None if older_than is None else microseconds(older_than)
+        return await self.store.trim(older_than_us=older_than_us, keep=keep, force=force, streams=streams)
 
     def sync(self) -> SyncApp:
         """The same for programs without an event loop: `with app.sync() as bus: bus.publish(...)`."""

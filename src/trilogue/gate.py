@@ -91,10 +91,12 @@ class Key(msgspec.Struct, eq=False):
 
     @property
     def is_idle(self) -> bool:
+        """Whether nothing of this key is held, out or waiting any more."""
         return not (self.out or self.waiting or self.has_rows or self.unwritten)
 
     @property
     def can_load(self) -> bool:
+        """Whether its held rows are to be read next: nothing of it is under way."""
         return self.has_rows and not (self.out or self.waiting or self.unwritten)
 
 
@@ -112,6 +114,7 @@ class Plan:
 
     @property
     def is_empty(self) -> bool:
+        """Whether there is nothing to write."""
         return not (self.cursors or self.rows or self.followers)
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Literal, Protocol
 
+from trilogue.errors import BadOption
 from trilogue.events import Delivery, Durability, Envelope, Group, InTransaction, Record, Settlement
 
 SLOTS = 64
@@ -73,6 +74,12 @@ class SeekTo:
     position: int | None = None
     time_us: int | None = None
     end: Literal["beginning", "now"] | None = None
+
+    def __post_init__(self) -> None:
+        if [self.position, self.time_us, self.end].count(None) != 2:
+            raise BadOption(f"{self} is no one place: expected exactly one of position=, time_us= and end=")
+        if self.end not in (None, "beginning", "now"):
+            raise BadOption(f"SeekTo(end={self.end!r}): expected 'beginning' or 'now'")
 
 
 @dataclass(frozen=True, slots=True)

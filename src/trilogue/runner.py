@@ -51,6 +51,13 @@ class Lane:
         self.deadline: float | None = None
         self.timed_out = False
 
+    def calm(self) -> None:
+        """The handler has ended: its deadline is off, and a cancellation for being late is over, however it took it."""
+        self.deadline = None
+        if self.timed_out and self.task is not None:
+            self.timed_out = False
+            self.task.uncancel()
+
 
 class Runner:
     """Runs one subscription until stop()."""
@@ -202,20 +209,19 @@ class Runner:
             if sub.timeout_us is not None:
                 lane.deadline = time.monotonic() + sub.timeout_us / 1_000_000
             outcome = await self._call(event) if ctx is None else await self._call(event, ctx=ctx)
-            lane.deadline = None
+            lane.calm()
             return Settlement(delivery) if outcome is None and ctx is None else self._done(delivery, outcome, ctx)
         except Exception as error:
-            lane.deadline = None
+            lane.calm()
             return self._failed(delivery, error)
         except asyncio.CancelledError as error:
-            lane.deadline = None
-            if lane.task is None or not lane.task.cancelling():
-                return self._failed(delivery, error)  # something it waited for was cancelled, not the handler
-            if not lane.timed_out:
+            timed_out = lane.timed_out
+            lane.calm()
+            if lane.task is not None and lane.task.cancelling():
                 self._answer(Settlement(delivery, "release"))
                 raise
-            lane.timed_out = False
-            lane.task.uncancel()
+            if not timed_out:
+                return self._failed(delivery, error)  # something it waited for was cancelled, not the handler
             limit = readable(sub.timeout_us or 0)
             return self._failed(delivery, TimeoutError(f"the handler took longer than its timeout of {limit}"))
 

@@ -368,14 +368,20 @@ def oldest(sql: Sql) -> int:
 # ── timers ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def schedule(sql: Sql, envelopes: Sequence[Envelope], due_us: int) -> None:
-    """Keep envelopes until due; an id that is scheduled or on the log already is left alone."""
+def schedule(sql: Sql, types: Types, envelopes: Sequence[Envelope], due_us: int) -> None:
+    """Keep envelopes until due; what is scheduled or on the log already is left alone, with other content it is a Conflict."""
     for envelope in envelopes:
-        if not sql.rows("select 1 from trilogue_records where id = ?", (envelope.id,)):
-            sql.rows(
-                "insert into trilogue_timers (id, due_us, envelope) values (?, ?, ?) on conflict do nothing",
-                (envelope.id, due_us, msgspec.json.encode(envelope)),
-            )
+        there = sql.rows(f"select {COLUMNS} from trilogue_records where id = ?", (envelope.id,))
+        if there:
+            _same_or_conflict(sql, types, there[0], envelope, None)
+            continue
+        encoded = msgspec.json.encode(envelope)
+        insert = "insert into trilogue_timers (id, due_us, envelope) values (?, ?, ?) on conflict do nothing"
+        if not sql.many(insert, [(envelope.id, due_us, encoded)]):
+            timer = sql.rows("select envelope from trilogue_timers where id = ?", (envelope.id,))[0][0]
+            scheduled = msgspec.json.decode(timer, type=Envelope)
+            if (scheduled.type, scheduled.key, scheduled.data) != (envelope.type, envelope.key, envelope.data):
+                raise Conflict(f"id {envelope.id!r} is scheduled with other content: give a different event an id of its own")
 
 
 def fire(sql: Sql, types: Types, now_us: int) -> int:

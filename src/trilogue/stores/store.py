@@ -584,7 +584,7 @@ class SqlStore:
         """Put envelopes on the log at that time."""
         for envelope in envelopes:
             log.check_envelope(envelope, self.payload_bytes)
-        await self._write(lambda sql: log.schedule(sql, envelopes, due_us), rows=len(envelopes))
+        await self._write(lambda sql: log.schedule(sql, self._writer_types, envelopes, due_us), rows=len(envelopes))
         self._next_timer_us = min(due_us, NEVER_US if self._next_timer_us is None else self._next_timer_us)
 
     async def cancel(self, event_id: str) -> bool:
