@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from common import ADD, QUICK, Sent, Watched, Won, all_of, counting, failing, run

@@ -328,3 +328,57 @@ TestOrdered = GateMachine.TestCase
 TestOrdered.settings = settings(settings.get_profile("gate"), suppress_health_check=list(HealthCheck))
 TestUnordered = UnorderedGateMachine.TestCase
 TestUnordered.settings = settings(settings.get_profile("gate"), suppress_health_check=list(HealthCheck))
+
+
+def _owned(cursor: int = 0, *, epoch: int = 1) -> Gate:
+    gate = Gate("g", ordered=True)
+    gate.own(Lease(3, epoch, 1 << 60, lambda: 0), cursor)
+    return gate
+
+
+def test_a_lost_slots_span_does_not_take_the_cursor_of_its_successor_along() -> None:
+    gate = _owned()
+    assert len(gate.admit([(3, record_at(1, "a")), (3, record_at(2, "b"))], 100)) == 2
+    gate.disown(3)
+    gate.own(Lease(3, 2, 1 << 60, lambda: 0), 0)
+    plan = gate.sync()
+    assert plan is None or plan.cursors.get(3, 0) == 0
+
+
+def test_a_slot_that_stays_after_all_is_read_again_from_where_it_was_left() -> None:
+    gate = _owned()
+    gate.leave({3})
+    assert gate.admit([(3, record_at(1, "a"))], 1) == []
+    gate.leave(set())
+    assert gate.scan == 0
+    assert len(gate.admit([(3, record_at(1, "a"))], 1)) == 1
+
+
+def test_followers_are_written_when_their_key_is_due_although_something_is_out() -> None:
+    gate = _owned()
+    gate.learn_held([("a", 3, 0)], [])
+    assert len(gate.admit([(3, record_at(1, "slow"))], 1)) == 1
+    assert gate.admit([(3, record_at(2, "a"))], 2) == []
+    assert gate.flush() is None
+    assert gate.due_keys(1, 10) == []
+    plan = gate.flush()
+    assert plan is not None
+    assert [row.position for row in plan.followers] == [2]
+    gate.committed(plan, [], 1)
+    assert gate.due_keys(1, 10) == ["a"]
+
+
+def test_what_a_key_had_waiting_is_lent_in_parts_in_order() -> None:
+    gate = _owned()
+    first = gate.admit([(3, record_at(1, "a"))], 1)
+    gate.admit([(3, record_at(n, "a")) for n in range(2, 8)], 7)
+    gate.plan(first)
+    gate.finish_early(Settlement(first[0]))
+    part = gate.take_ready(4)
+    gate.admit([(3, record_at(8, "a"))], 8)
+    assert [d.record.position for d in part] == [2, 3, 4, 5]
+    assert gate.take_ready(4) == []
+    gate.plan(part)
+    for delivery in part:
+        gate.finish_early(Settlement(delivery))
+    assert [d.record.position for d in gate.take_ready(10)] == [6, 7, 8]

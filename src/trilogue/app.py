@@ -28,7 +28,8 @@ from trilogue.handlers import NAME_CHARS, Subscription, check_options, subscript
 from trilogue.patterns import check_pattern
 from trilogue.ports import Db, Query, SeekTo, Store
 from trilogue.retry import Retry
-from trilogue.runner import Runner, cause
+from trilogue.outcomes import cause
+from trilogue.runner import Runner
 from trilogue.stores import open_store
 from trilogue.sync import SyncApp
 from trilogue.watch import LoopWatch, watch_progress

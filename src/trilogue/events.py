@@ -320,7 +320,7 @@ class InTransaction:
     """Deliveries whose handler runs inside the settlement, so that its effect happens exactly once.
 
     run: called with the database, inside a savepoint; returns the settlements. failed: what they are if run raises (and
-    everything it wrote is undone, which `undone` tells afterwards). limit_us: how long its SQL may take.
+    everything it wrote is undone). limit_us: how long its SQL may take. settlements: what they were, after the commit.
     doomed: it took the whole transaction down once, with this error; it fails without being run again.
     """
 
@@ -328,5 +328,5 @@ class InTransaction:
     run: "Callable[[Db], Sequence[Settlement]]"
     failed: Callable[[Exception], Sequence[Settlement]]
     limit_us: int = 250_000
-    undone: bool = False
+    settlements: Sequence[Settlement] = ()
     doomed: Exception | None = None

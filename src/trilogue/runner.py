@@ -14,18 +14,17 @@ import contextvars
 import inspect
 import logging
 import time
-import traceback
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import Executor
 from typing import Any
 
-from trilogue.codec import envelope
-from trilogue.durations import microseconds, readable
-from trilogue.errors import BadOption, Later, LogError, Reject, TrilogueError
-from trilogue.events import Delivery, Envelope, InTransaction, Record, Settlement, derived_id
-from trilogue.handlers import Context, Effect, Failed, Subscription
-from trilogue.ports import Db, Store
+from trilogue.durations import readable
+from trilogue.errors import LogError
+from trilogue.events import Delivery, InTransaction, Settlement
+from trilogue.handlers import Subscription
+from trilogue.outcomes import Answer, Outcomes, cause
+from trilogue.ports import Store
 
 CLAIM_RECORDS = 1_000
 CLAIM_WAIT_S = 60.0
@@ -37,8 +36,6 @@ SWEEP_S = 0.02
 BACKOFF_S = 1.0
 
 log = logging.getLogger("trilogue")
-cause: contextvars.ContextVar[Record | None] = contextvars.ContextVar("trilogue_cause", default=None)
-Answer = Settlement | InTransaction
 
 
 class Lane:
@@ -69,7 +66,7 @@ class Runner:
         self.in_flight = 0
         self._store = store
         self._threads = threads
-        self._source = source
+        self._outcomes = Outcomes(sub, source, store.check)
         self._runs: deque[list[Delivery]] = deque()
         self._lanes: set[Lane] = set()
         self._answers: list[Answer] = []
@@ -144,7 +141,7 @@ class Runner:
         if self.sub.batch is not None:
             await self._batches(deliveries)
         elif self.sub.kind == "db":
-            await self._settle([self._in_transaction(delivery) for delivery in deliveries])
+            await self._settle([self._outcomes.in_transaction(delivery) for delivery in deliveries])
             self.in_flight -= len(deliveries)
         else:
             self._runs.extend(_runs(deliveries, ordered=self.sub.group.ordered))
@@ -196,24 +193,24 @@ class Runner:
         if isinstance(answer, Settlement):
             return answer.holds_key
         await self._sent()  # an effect's outcome is known after the commit
-        return answer.undone
+        return any(settlement.holds_key for settlement in answer.settlements)
 
     async def _handle(self, lane: Lane, delivery: Delivery) -> Answer:
         """Call the handler with one event; its outcome as an answer."""
         sub = self.sub
         record = delivery.record
         cause.set(record)
-        ctx = Context(record, delivery.attempt, delivery.replay) if sub.takes_ctx else None
+        ctx = self._outcomes.context(delivery)
         try:
             event = sub.decode(record)
             if sub.timeout_us is not None:
                 lane.deadline = time.monotonic() + sub.timeout_us / 1_000_000
             outcome = await self._call(event) if ctx is None else await self._call(event, ctx=ctx)
             lane.calm()
-            return Settlement(delivery) if outcome is None and ctx is None else self._done(delivery, outcome, ctx)
+            return Settlement(delivery) if outcome is None and ctx is None else self._outcomes.done(delivery, outcome, ctx)
         except Exception as error:
             lane.calm()
-            return self._failed(delivery, error)
+            return self._outcomes.failed(delivery, error)
         except asyncio.CancelledError as error:
             timed_out = lane.timed_out
             lane.calm()
@@ -221,9 +218,11 @@ class Runner:
                 self._answer(Settlement(delivery, "release"))
                 raise
             if not timed_out:
-                return self._failed(delivery, error)  # something it waited for was cancelled, not the handler
-            limit = readable(sub.timeout_us or 0)
-            return self._failed(delivery, TimeoutError(f"the handler took longer than its timeout of {limit}"))
+                return self._outcomes.failed(delivery, error)  # something it waited for was cancelled, not the handler
+            return self._outcomes.failed(delivery, self._too_long())
+
+    def _too_long(self) -> TimeoutError:
+        return TimeoutError(f"the handler took longer than its timeout of {readable(self.sub.timeout_us or 0)}")
 
     async def _sweep(self) -> None:
         """Cancel handlers past their deadline: one look at all lanes instead of a timer per event."""
@@ -236,135 +235,47 @@ class Runner:
                     lane.timed_out = True
                     lane.task.cancel()
 
-    # ── outcomes ─────────────────────────────────────────────────────────────────────────────────────────────────────
-
-    def _done(self, delivery: Delivery, outcome: Any, ctx: Context | None) -> Answer:
-        if outcome is None and (ctx is None or not ctx.emitted):
-            return Settlement(delivery)
-        events, effects = _sorted_out(outcome)
-        emits = self._emits(delivery, [*events, *(ctx.emitted if ctx else ())])
-        if not effects:
-            return Settlement(delivery, emits=emits)
-
-        def write(db: Db) -> list[Settlement]:
-            for effect in effects:
-                effect.write(db)
-            return [Settlement(delivery, emits=emits)]
-
-        return InTransaction([delivery], write, lambda error: [self._failed(delivery, error)], self.sub.db_limit_us)
-
-    def _emits(self, delivery: Delivery, events: Sequence[object]) -> list[Envelope]:
-        """Envelopes with ids that a redelivery makes again, so that it adds nothing."""
-        if delivery.replay:
-            return []
-        record = delivery.record
-        emits = [
-            envelope(
-                event,
-                id=derived_id(record.recorded_us, record.id, self.name, n),
-                source=self._source,
-                cause=record,
-            )
-            for n, event in enumerate(events)
-        ]
-        for emitted in emits:
-            self._store.check(emitted)
-        return emits
-
-    def _failed(self, delivery: Delivery, error: BaseException) -> Settlement:
-        if isinstance(error, Later):
-            try:
-                return Settlement(delivery, "retry", microseconds(error.after), charged=False, error=str(error))
-            except BadOption as wrong:
-                error = wrong
-        wait_us = self.sub.retry.wait_us(error, delivery.attempt)
-        text = f"{type(error).__qualname__}: {_said(error)}"
-        trace = "" if isinstance(error, Reject) else _storable("".join(traceback.format_exception(error, limit=-20)))
-        if wait_us is not None:
-            log.debug(
-                "group %s: attempt %d at position %d failed: %s",
-                self.name,
-                delivery.attempt,
-                delivery.record.position,
-                text,
-            )
-            return Settlement(delivery, "retry", wait_us, error=text, traceback=trace)
-        log.warning(
-            "group %s: position %d is a dead letter after %d attempts: %s",
-            self.name,
-            delivery.record.position,
-            delivery.attempt,
-            text,
-        )
-        return Settlement(delivery, "dead", park=self.sub.park, error=text, traceback=trace)
-
-    # ── in the settlement's transaction ──────────────────────────────────────────────────────────────────────────────
-
-    def _in_transaction(self, delivery: Delivery) -> Answer:
-        sub = self.sub
-        try:
-            event = sub.decode(delivery.record)
-        except Exception as error:
-            return self._failed(delivery, error)
-
-        def run(db: Db) -> list[Settlement]:
-            cause.set(delivery.record)
-            ctx = Context(delivery.record, delivery.attempt, delivery.replay) if sub.takes_ctx else None
-            outcome = sub.handler(event, db=db) if ctx is None else sub.handler(event, db=db, ctx=ctx)
-            events, effects = _sorted_out(outcome)
-            for effect in effects:
-                effect.write(db)
-            return [Settlement(delivery, emits=self._emits(delivery, [*events, *(ctx.emitted if ctx else ())]))]
-
-        return InTransaction([delivery], run, lambda error: [self._failed(delivery, error)], sub.db_limit_us)
-
     # ── batches ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def _batches(self, deliveries: list[Delivery]) -> None:
-        """A record that has failed before goes alone: one bad event must not fail the same batch again and again."""
-        again = [[delivery] for delivery in deliveries if delivery.attempt > 1]
-        fresh = [delivery for delivery in deliveries if delivery.attempt == 1]
-        size = self.sub.batch or len(fresh)
-        for batch in [*again, *(fresh[n : n + size] for n in range(0, len(fresh), size))]:
-            if self._stopping or batch[0].lease.lost:
-                self._release(batch)
-            elif self.sub.kind == "db":
-                answers, decoded = self._decoded(batch)
-                await self._settle([*answers, *self._batch_in_transaction(decoded)])
-                self.in_flight -= len(batch)
-            else:
-                self._answer_all(await self._handle_batch(batch))
+        """Hand out batches one after the other; what follows a failed record of its key is handed back."""
+        alone, together = self._outcomes.apart(deliveries)
+        singles = [[delivery] for delivery in alone]
+        size = self.sub.batch or 1
+        batches = [together[n : n + size] for n in range(0, len(together), size)]
+        # With `db`, what goes alone still is one settlement, which itself keeps back what follows a failure.
+        rounds = [singles, *([batch] for batch in batches)] if self.sub.kind == "db" else [[batch] for batch in [*singles, *batches]]
+        blocked: set[str | None] = set()
+        for batches in rounds:
+            kept = [kept for batch in batches if (kept := self._kept(batch, blocked))]
+            if not kept:
+                continue
+            settlements = await (self._settle_batches(kept) if self.sub.kind == "db" else self._handle_batch(kept[0]))
+            if self.sub.group.ordered:
+                blocked |= {s.delivery.record.key for s in settlements if s.holds_key} - {None}
 
-    def _decoded(self, batch: list[Delivery]) -> tuple[list[Settlement], list[tuple[Delivery, Any]]]:
-        failed: list[Settlement] = []
-        decoded: list[tuple[Delivery, Any]] = []
-        for delivery in batch:
-            try:
-                decoded.append((delivery, self.sub.decode(delivery.record)))
-            except Exception as error:
-                failed.append(self._failed(delivery, error))
-        return failed, decoded
-
-    def _batch_in_transaction(self, decoded: list[tuple[Delivery, Any]]) -> list[InTransaction]:
-        if not decoded:
+    def _kept(self, batch: list[Delivery], blocked: set[str | None]) -> list[Delivery]:
+        """What of a batch may be handled now; the rest is handed back."""
+        if self._stopping or batch[0].lease.lost:
+            self._release(batch)
             return []
-        deliveries = [delivery for delivery, _ in decoded]
-        events = [event for _, event in decoded]
-        return [
-            InTransaction(
-                deliveries,
-                lambda db: self._batch_done(deliveries, events, self.sub.handler(events, db=db)),
-                lambda error: [self._failed(delivery, error) for delivery in deliveries],
-                self.sub.db_limit_us,
-            )
-        ]
+        self._release([delivery for delivery in batch if delivery.record.key in blocked])
+        return [delivery for delivery in batch if delivery.record.key not in blocked]
 
-    async def _handle_batch(self, batch: list[Delivery]) -> Iterable[Settlement]:
-        failed, decoded = self._decoded(batch)
-        if not decoded:
-            return failed
-        deliveries = [delivery for delivery, _ in decoded]
-        events = [event for _, event in decoded]
+    async def _settle_batches(self, batches: list[list[Delivery]]) -> list[Settlement]:
+        answers = [answer for batch in batches for answer in self._outcomes.batch_in_transaction(batch)]
+        await self._settle(answers)
+        self.in_flight -= sum(map(len, batches))
+        return [s for answer in answers for s in ([answer] if isinstance(answer, Settlement) else answer.settlements)]
+
+    async def _handle_batch(self, batch: list[Delivery]) -> list[Settlement]:
+        failed, deliveries, events = self._outcomes.decoded(batch)
+        settlements = [*failed, *(await self._call_batch(deliveries, events) if deliveries else ())]
+        for settlement in settlements:
+            self._answer(settlement)
+        return settlements
+
+    async def _call_batch(self, deliveries: list[Delivery], events: list[Any]) -> list[Settlement]:
         lane = Lane()
         lane.task = asyncio.ensure_future(self._call(events))
         if self.sub.timeout_us is not None:
@@ -373,34 +284,18 @@ class Runner:
         try:
             await asyncio.wait([lane.task])
             if lane.timed_out:
-                error = TimeoutError(f"the handler took longer than its timeout of {readable(self.sub.timeout_us or 0)}")
-                return [*failed, *(self._failed(delivery, error) for delivery in deliveries)]
-            return [*failed, *self._batch_done(deliveries, events, lane.task.result())]
+                return self._outcomes.batch_failed(deliveries, self._too_long())
+            return self._outcomes.batch_done(deliveries, events, lane.task.result())
         except Exception as error:
-            return [*failed, *(self._failed(delivery, error) for delivery in deliveries)]
+            return self._outcomes.batch_failed(deliveries, error)
         except asyncio.CancelledError as error:
             if lane.task.cancelled():  # something it waited for was cancelled, not the handler
-                return [*failed, *(self._failed(delivery, error) for delivery in deliveries)]
+                return self._outcomes.batch_failed(deliveries, error)
             lane.task.cancel()
-            self._release(batch)
+            self._release(deliveries)
             raise
         finally:
             self._lanes.discard(lane)
-
-    def _batch_done(self, deliveries: list[Delivery], events: list[Any], outcome: Any) -> list[Settlement]:
-        """A batch returns events to publish and Failed items; what is published is emitted by the batch's last record."""
-        items, effects = _sorted_out(outcome)
-        if effects:
-            raise BadOption("a handler of a batch returns no Effect: give it a `db` parameter, or take one event at a time")
-        failed = {_index(item, events): item.error for item in items if isinstance(item, Failed)}
-        emitted = [item for item in items if not isinstance(item, Failed)]
-        settlements = [
-            self._failed(delivery, _as_error(failed[n])) if n in failed else Settlement(delivery)
-            for n, delivery in enumerate(deliveries)
-        ]
-        if emitted:
-            settlements[-1].emits = self._emits(deliveries[-1], emitted)
-        return settlements
 
     # ── answering ────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -412,10 +307,6 @@ class Runner:
         elif self._coalescing is None:
             # What finishes within a few milliseconds is settled together: each settlement is a transaction.
             self._coalescing = asyncio.get_running_loop().call_later(COALESCE_S, self._send)
-
-    def _answer_all(self, settlements: Iterable[Settlement]) -> None:
-        for settlement in settlements:
-            self._answer(settlement)
 
     def _release(self, deliveries: Sequence[Delivery]) -> None:
         for delivery in deliveries:
@@ -496,41 +387,3 @@ def _runs(deliveries: list[Delivery], *, ordered: bool) -> Iterable[list[Deliver
         key = delivery.record.key
         by_key.setdefault(delivery.record.position if key is None else key, []).append(delivery)
     return by_key.values()
-
-
-def _sorted_out(outcome: Any) -> tuple[list[object], list[Effect]]:
-    """What a handler returned, as events to publish and effects to write."""
-    if outcome is None:
-        return [], []
-    items = outcome if isinstance(outcome, (list, tuple)) else list(outcome) if inspect.isgenerator(outcome) else [outcome]
-    effects = [item for item in items if isinstance(item, Effect)]
-    return [item for item in items if item is not None and not isinstance(item, Effect)], effects
-
-
-def _index(item: Failed, events: list[Any]) -> int:
-    if isinstance(item.item, int) and not isinstance(item.item, bool):
-        if 0 <= item.item < len(events):
-            return item.item
-    else:
-        for n, event in enumerate(events):
-            if event is item.item:
-                return n
-    raise BadOption(
-        f"Failed({item.item!r}, ...) names no event of the batch: give the event itself or its index, 0 to {len(events) - 1}"
-    )
-
-
-def _said(error: BaseException) -> str:
-    try:
-        return _storable(str(error))
-    except Exception as wrong:
-        return f"(its message cannot be read: {type(wrong).__qualname__})"
-
-
-def _storable(text: str) -> str:
-    """Text without what is no UTF-8: an undecodable file name in a message must not keep it from being written."""
-    return text.encode("utf-8", "backslashreplace").decode()
-
-
-def _as_error(error: BaseException | str) -> BaseException:
-    return error if isinstance(error, BaseException) else TrilogueError(error)

@@ -286,8 +286,9 @@ class Settled:
 class Effects:
     """Runs effects inside savepoints: the user's SQL, bounded in time.
 
-    check: raises Rejected for what cannot be emitted. deadline: sets the moment SQL is interrupted. in_transaction: whether there still is one: interrupting a statement that
+    deadline: sets the moment SQL is interrupted. in_transaction: whether there still is one: interrupting a statement that
     writes makes SQLite undo the whole transaction, other groups' work included, which is then done again without this one.
+    check: raises Rejected for what cannot be emitted.
     """
 
     def __init__(
@@ -316,10 +317,10 @@ class Effects:
                 self._give_up(work, self.translate(error))
             sql.rows("rollback to effect")
             settlements = work.failed(self.translate(error))
-            work.undone = True
         finally:
             self.deadline(None)
         sql.rows("release effect")
+        work.settlements = settlements
         return settlements
 
     def _run(self, work: InTransaction) -> Sequence[Settlement]:
