@@ -211,7 +211,7 @@ def test_what_outlasts_the_grace_is_cancelled_and_not_charged(file_url: str) -> 
     "where", [{}, {"position": 1, "end": "now"}, {"position": 1, "time_us": 1}, {"end": "middle"}, {"end": ""}]
 )
 def test_a_seek_goes_to_exactly_one_place(where: dict[str, Any]) -> None:
-    with pytest.raises(BadOption, match="expected exactly one of position=|expected 'beginning' or 'now'"):
+    with pytest.raises(BadOption, match=r"expected exactly one of position=|expected 'beginning' or 'now'"):
         SeekTo(**where)
 
 

@@ -53,7 +53,7 @@ class GateMachine(RuleBasedStateMachine):
         self.table: dict[int, Held] = {}
         self.cursors = [0] * SLOTS
         self.done: set[int] = set()
-        self.handled: dict[str, list[int]] = {}
+        self.redriven: set[int] = set()
         self.out: list[Delivery] = []
         self.queue: list[Submitted] = []
         self.gate = Gate("g", ordered=self.ordered)
@@ -99,15 +99,13 @@ class GateMachine(RuleBasedStateMachine):
         for row in (*plan.rows, *plan.followers):
             if row.slot in mine:
                 assert row.position not in self.table, "a row is written once"
-                assert row.position not in self.done or row.position in self.redone, "no row for what is done"
+                assert row.position not in self.done, "no row for what is done"
                 record = next(r for _, r in self.log if r.position == row.position)
                 self.table[row.position] = Held(record, row.slot, attempt=row.attempt)
         for slot, cursor in plan.cursors.items():
             if slot in mine:
                 self.cursors[slot] = max(self.cursors[slot], cursor)
         self.gate.committed(plan, settlements, self.now_us)
-
-    redone: frozenset[int] = frozenset()
 
     def epoch_of(self, slot: int) -> int:
         lease = self.gate.leases.get(slot)
@@ -170,7 +168,8 @@ class GateMachine(RuleBasedStateMachine):
                 for earlier in before:
                     held = self.table.get(earlier)
                     is_dead = held is not None and held.state == "dead"
-                    answered = earlier in self.done or earlier in self.finished_early() or is_dead
+                    # What was given up may be redriven at any time: what went on meanwhile stays ahead of it.
+                    answered = earlier in self.done or earlier in self.finished_early() or is_dead or earlier in self.redriven
                     assert answered or earlier in out, f"position {position} of key {key} overtakes {earlier}"
                     pending = earlier in self.dying()
                     assert answered or pending or not self.is_earlier_claim(earlier), f"key {key} is out in two claims"
@@ -254,6 +253,8 @@ class GateMachine(RuleBasedStateMachine):
     def redrive(self) -> None:
         for held in self.table.values():
             if held.state in ("dead", "parked"):
+                if held.state == "dead":
+                    self.redriven.add(held.record.position)
                 held.state, held.due_us, held.attempt = "ready", 0, 1
         self.learn()
 

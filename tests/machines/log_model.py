@@ -21,6 +21,7 @@ class Model:
     due_us: dict[int, int] = field(default_factory=dict)
     timers: dict[str, tuple[int, str | None]] = field(default_factory=dict)
     effects: list[int] = field(default_factory=list)
+    redriven: set[int] = field(default_factory=set)
     start: int = 0
     paused: bool = False
 
@@ -40,7 +41,8 @@ class Model:
         key = self.keys[n]
         if key is None:
             return True
-        ahead = {m for m in self.open() if self.keys[m] == key and m < n}
+        # What was dead and is redriven does not hold up what went on meanwhile.
+        ahead = {m for m in self.open() if self.keys[m] == key and m < n} - self.redriven
         busy = {m for m in out if self.keys[m] == key}
         return ahead <= together and not busy
 
@@ -58,6 +60,7 @@ class Model:
                 self.parked.add(n)
 
     def redrive(self, chosen: set[int]) -> None:
+        self.redriven |= chosen & self.dead
         for n in chosen:
             self.dead.discard(n)
             self.parked.discard(n)
@@ -72,5 +75,5 @@ class Model:
 
     def seek(self, start: int) -> None:
         self.start = start
-        for held in (self.done, self.dead, self.parked, self.attempt, self.due_us):
+        for held in (self.done, self.dead, self.parked, self.attempt, self.due_us, self.redriven):
             held.clear()

@@ -209,7 +209,7 @@ async def promise_timers_are_never_early(make_store: MakeStore) -> None:
         same(numbers(deliveries), [1, 2], "what was delayed")
         await answer(store, deliveries)
         await none_left(store, "readers", "after all timers fired")
-        await store.schedule([envelope(1, "k", id="one")], 0)
+        await store.schedule([envelope(1, "j", id="one")], 0)
         await none_left(store, "readers", "after scheduling an id that is on the log")
 
 

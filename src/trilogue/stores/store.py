@@ -259,6 +259,7 @@ class SqlStore:
     def _check_open(self) -> None:
         if not self._is_open:
             raise Unavailable(f"{self.url} is not open: use it inside `async with app:`")
+        self._connection.check_fork()  # the writer's thread did not come along: waiting for it would never end
 
     # ── waking ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
