@@ -27,12 +27,11 @@ Answer = Settlement | InTransaction
 
 
 class Outcomes:
-    """Outcomes of one subscription. source: of what it emits. check: raises Rejected for what the log would not take."""
+    """Outcomes of one subscription. source: of what it emits."""
 
-    def __init__(self, sub: Subscription, source: str, check: Callable[[Envelope], None]) -> None:
+    def __init__(self, sub: Subscription, source: str) -> None:
         self._sub = sub
         self._source = source
-        self._check = check
 
     def context(self, delivery: Delivery) -> Context | None:
         """The Context a handler asks for, if it does."""
@@ -163,13 +162,10 @@ class Outcomes:
         if delivery.replay or not events:
             return []
         record, group = delivery.record, self._sub.group.name
-        emits = [
+        return [
             envelope(event, id=derived_id(record.recorded_us, record.id, group, n), source=self._source, cause=record)
             for n, event in enumerate(events)
         ]
-        for emitted in emits:
-            self._check(emitted)
-        return emits
 
 
 def _by_cause(deliveries: Sequence[Delivery], emitted: Sequence[object]) -> dict[int, list[object]]:

@@ -166,9 +166,6 @@ class Store(Protocol):
         """Answer deliveries. The keys of finished ones are free at once; awaiting makes it durable and returns the
         deliveries whose lease was lost: nothing of theirs happened."""
 
-    def check(self, envelope: Envelope) -> None:
-        """Raise Rejected if an envelope is beyond this store's limits: before it is emitted, when it can still be refused."""
-
     async def schedule(self, envelopes: Sequence[Envelope], due_us: int) -> None:
         """Put envelopes on the log at that time; idempotent by id. Fires while any worker runs."""
 

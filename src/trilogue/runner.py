@@ -66,7 +66,7 @@ class Runner:
         self.in_flight = 0
         self._store = store
         self._threads = threads
-        self._outcomes = Outcomes(sub, source, store.check)
+        self._outcomes = Outcomes(sub, source)
         self._runs: deque[list[Delivery]] = deque()
         self._lanes: set[Lane] = set()
         self._answers: list[Answer] = []
@@ -328,7 +328,7 @@ class Runner:
             return
         task = asyncio.ensure_future(self._settled(settling))
         self._settles.add(task)
-        task.add_done_callback(self._settles.discard)
+        task.add_done_callback(self._settle_ended)
 
     async def _settle(self, answers: Sequence[Answer]) -> None:
         try:
@@ -337,6 +337,11 @@ class Runner:
             self._back_off("settling", error)
             return
         await self._settled(settling)
+
+    def _settle_ended(self, task: "asyncio.Task[None]") -> None:
+        # Only now, not at the end of the task itself: there it still counts as open, and who waits for room would sleep on.
+        self._settles.discard(task)
+        self._room.set()
 
     async def _settled(self, settling: Awaitable[list[Delivery]]) -> None:
         try:

@@ -6,7 +6,7 @@ Wall and machine clock are the machine's own: time passes only by its steps, so 
 import asyncio
 import shutil
 import tempfile
-from collections.abc import Coroutine
+from collections.abc import Awaitable
 from functools import partial
 from typing import Any, TypeVar
 from unittest import mock
@@ -14,12 +14,12 @@ from unittest import mock
 from hypothesis import HealthCheck, note, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
-
 from log_model import Model
+
 from trilogue.conformance.tools import Bench, envelope, group
 from trilogue.events import Delivery, InTransaction, Settlement
 from trilogue.ports import Db, Query, SeekTo, Store
-from trilogue.stores import open_store, store as store_module
+from trilogue.stores import open_store
 
 T = TypeVar("T")
 LEASE_US = 3_600_000_000
@@ -39,8 +39,8 @@ class StoreMachine(RuleBasedStateMachine):
         self.clock_us = 1_800_000_000_000_000
         self.machine_us = 1_000_000_000
         self.patches = [
-            mock.patch.object(store_module, "now_us", lambda: self.clock_us),
-            mock.patch.object(store_module, "_machine_us", lambda: self.machine_us),
+            mock.patch.object(worker_module, "now_us", self.now),
+            mock.patch.object(worker_module, "machine_us", self.machine_now),
         ]
         for patch in self.patches:
             patch.start()
@@ -54,7 +54,13 @@ class StoreMachine(RuleBasedStateMachine):
         self.do(self.join())
         self.do(self.workers[0].transact(lambda db: db.execute("create table effects (n integer)")))
 
-    def do(self, doing: Coroutine[Any, Any, T]) -> T:
+    def now(self) -> int:
+        return self.clock_us
+
+    def machine_now(self) -> int:
+        return self.machine_us
+
+    def do(self, doing: Awaitable[T]) -> T:
         return self.loop.run_until_complete(doing)
 
     async def join(self) -> None:
@@ -149,7 +155,7 @@ class StoreMachine(RuleBasedStateMachine):
             verdict = "release" if blocked else data.draw(st.sampled_from(VERDICTS))
             verdicts[n] = verdict
             answers.append(self.answer(self.out.pop(n)[1], verdict, after_us))
-        assert self.do(worker.settle(G, answers)) == []  # type: ignore[arg-type]
+        assert self.do(worker.settle(G, answers)) == []
         for n, verdict in verdicts.items():
             if verdict == "effect":
                 self.model.effects.append(n)
@@ -195,7 +201,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.do(self.workers[0].seek(G, to))
         late = [self.out.pop(n) for n in sorted(self.out)]
         for worker, delivery in late:
-            assert self.do(worker.settle(G, [Settlement(delivery)])) == [delivery], "settled although taken back"  # type: ignore[arg-type]
+            assert self.do(worker.settle(G, [Settlement(delivery)])) == [delivery], "settled although taken back"
         self.model.seek(start)
         self.do(self.settled_in())
 
@@ -232,7 +238,7 @@ class StoreMachine(RuleBasedStateMachine):
     def a_zombie_settles(self, verdict: str) -> None:
         zombie, late = self.zombies.pop()
         answers = [self.answer(delivery, verdict, 0) for delivery in late]
-        lost = self.do(zombie.settle(G, answers))  # type: ignore[arg-type]
+        lost = self.do(zombie.settle(G, answers))
         assert sorted(map(self.number, lost)) == sorted(map(self.number, late))
 
     @rule(data=st.data())
@@ -284,7 +290,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.pause(False)
         for n in sorted(self.out):
             worker, delivery = self.out.pop(n)
-            assert self.do(worker.settle(G, [Settlement(delivery, "release")])) == []  # type: ignore[arg-type]
+            assert self.do(worker.settle(G, [Settlement(delivery, "release")])) == []
         self.wait(100_000)
         for _ in range(5 + len(self.model.keys)):
             if not self.waiting():
@@ -294,7 +300,7 @@ class StoreMachine(RuleBasedStateMachine):
                 lent = self.do(worker.claim(G, limit=50, wait_s=0))
                 together = {self.number(d) for d in lent}
                 assert all(self.may_be_lent(n, together) for n in together)
-                assert self.do(worker.settle(G, [Settlement(d) for d in lent])) == []  # type: ignore[arg-type]
+                assert self.do(worker.settle(G, [Settlement(d) for d in lent])) == []
                 self.model.done |= together
         note(f"left: {self.waiting()}")
         assert not self.waiting(), f"{self.waiting()} are never handed out"

@@ -1,7 +1,7 @@
 """One app for all processes of these tests: an effect, a plain handler, and one that emits. Run as a script with a role.
 
-    python service.py publish FOLDER URL PUBLISHER EVENTS     append-only FOLDER/publish-*.jsonl: before and after each publish
-    python service.py work FOLDER URL [SLEEP_S]               append-only FOLDER/handle-*.jsonl: each entry and exit of `plain`
+python service.py publish FOLDER URL PUBLISHER EVENTS     append-only FOLDER/publish-*.jsonl: before and after each publish
+python service.py work FOLDER URL [SLEEP_S]               append-only FOLDER/handle-*.jsonl: each entry and exit of `plain`
 """
 
 import asyncio

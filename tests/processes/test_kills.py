@@ -106,7 +106,7 @@ def finish(crew: Crew) -> None:
         app = make_app(crew.url, History(crew.folder, "handle"))
         async with app.running():
             await app.wait_idle(timeout="100s")
-            assert [d for d in await app.store.dead(None)] == []
+            assert list(await app.store.dead(None)) == []
 
     asyncio.run(drain())
 
@@ -171,7 +171,7 @@ def test_a_stopped_worker_comes_back_as_a_zombie(crew: Crew) -> None:
     history.effects = {name: rows(crew, f"select key, n from {name}") for name in ("effects", "echoes")}
     verdict = check(history)
     # A handler that was asleep in the middle ends when it wakes: beside its successor, which no lease can prevent.
-    assert not (verdict.lost or verdict.phantom or any(verdict.effects.values()))
+    assert (verdict.lost, verdict.phantom, any(verdict.effects.values())) == (set(), set(), False)
     assert {one.pid for one, _ in verdict.concurrent} <= {zombie.pid}
     assert len({one for one, _ in verdict.concurrent}) <= KEYS
 
@@ -338,4 +338,3 @@ asyncio.run(main())
 
 def test_a_second_sqlite_library_is_refused(tmp_path: Path) -> None:
     assert "recovered" in run_child(SECOND_LIBRARY, tmp_path)
-

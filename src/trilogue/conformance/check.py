@@ -1,16 +1,18 @@
 """Prove every promise against a URL, each on a log of its own.
 
-    sqlite:///video.db ──▶ folder/trilogue-check-…/<promise>.db, removed afterwards; the file of the URL is not touched
+sqlite:///video.db ──▶ folder/trilogue-check-…/<promise>.db, removed afterwards; the file of the URL is not touched
 """
 
+import contextlib
 import tempfile
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
-from urllib.parse import urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from trilogue.conformance.tools import PROMISES, Promise, Skipped
+from trilogue.errors import Unavailable
 from trilogue.stores import open_store
 
 LEASE_S = 0.5
@@ -32,16 +34,24 @@ async def check(url: str, promises: Sequence[Promise] = PROMISES) -> AsyncIterat
     Raises a WiringError for a URL that is none, Unavailable for a place that cannot be written.
     """
     open_store(url)
+    with _logs(url) as log_of:
+        for promise in promises:
+            yield await _outcome(promise, log_of(promise))
+
+
+@contextlib.contextmanager
+def _logs(url: str) -> Iterator[Callable[[Promise], str]]:
+    """For each promise the URL of an empty log of its own."""
     parts = urlsplit(url.strip())
     if parts.scheme != "sqlite":
-        for promise in promises:
-            yield await _outcome(promise, url)
+        yield lambda _: url
         return
-    beside = Path(parts.path[1:]).expanduser().absolute().parent
+    beside = Path(unquote(parts.path[1:])).expanduser().absolute().parent
     options = "&".join(option for option in parts.query.split("&") if option and not option.startswith("lease_s="))
+    if not beside.is_dir():
+        raise Unavailable(f"folder {beside} does not exist: create it, or use another path in the URL")
     with tempfile.TemporaryDirectory(prefix="trilogue-check-", dir=beside) as folder:
-        for promise in promises:
-            yield await _outcome(promise, f"sqlite:///{folder}/{promise.name}.db?lease_s={LEASE_S}&{options}")
+        yield lambda promise: f"sqlite:///{quote(folder)}/{promise.name}.db?lease_s={LEASE_S}&{options}"
 
 
 async def _outcome(promise: Promise, url: str) -> Outcome:

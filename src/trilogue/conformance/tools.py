@@ -1,7 +1,7 @@
 """What the promises are written with.
 
-    make_store ──▶ Bench.open() ──▶ stores on one log, all closed at the end
-                   Bench.crash()    a kill -9: nothing is handed back, nothing renewed
+make_store ──▶ Bench.open() ──▶ stores on one log, all closed at the end
+               Bench.crash()    a kill -9: nothing is handed back, nothing renewed
 """
 
 import asyncio

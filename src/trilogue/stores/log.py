@@ -1,4 +1,4 @@
-"""The log itself: append, read, timers, retention. Plain functions over a narrow SQL cursor.
+"""The log itself: append and read. Plain functions over a narrow SQL cursor.
 
 append   envelopes ──▶ position = newest + 1, + 2, …      the write lock makes commit order = order of positions
 read     ◀── one page by key, stream, type, position or time
@@ -19,9 +19,7 @@ from trilogue.stores.writer import Sql
 PAYLOAD_BYTES = 1 << 20
 ID_CHARS = 255
 PAGE_RECORDS = 10_000
-TRIM_RECORDS = 5_000
 PLACE_RECORDS = 4_096
-FIRE_TIMERS = 1_000
 
 COLUMNS = "position, slot, type, id, key, time_us, recorded_us, stream, version, correlation, causation, more, data"
 Row = tuple[Any, ...]
@@ -174,7 +172,7 @@ def _sort_out(sql: Sql, types: Types, envelopes: Sequence[Envelope], rows: list[
             there = sql.rows(f"select {COLUMNS} from trilogue_records where id = ?", (envelope.id,))
             if not there:  # taken back with another publish of this very moment that had the same id
                 raise Conflict(f"id {envelope.id!r} is published twice at once with different content")
-            positions.append(_same_or_conflict(sql, types, there[0], envelope, None))
+            positions.append(same_or_conflict(sql, types, there[0], envelope, None))
     except Conflict as conflict:
         ours = [(row[0], row[3]) for row in rows]
         sql.many("delete from trilogue_records where position = ? and id = ?", ours)
@@ -218,13 +216,14 @@ def _more(envelope: Envelope) -> bytes | None:
 def _append_once(sql: Sql, types: Types, envelope: Envelope, at_us: int, stream: str | None, version: int | None) -> int:
     there = sql.rows(f"select {COLUMNS} from trilogue_records where id = ?", (envelope.id,))
     if there:
-        return _same_or_conflict(sql, types, there[0], envelope, stream)
+        return same_or_conflict(sql, types, there[0], envelope, stream)
     position = newest(sql)[0] + 1
     sql.many(_INSERT, [_row(sql, types, envelope, position, at_us, stream, version)])
     return position
 
 
-def _same_or_conflict(sql: Sql, types: Types, row: Any, envelope: Envelope, stream: str | None) -> int:
+def same_or_conflict(sql: Sql, types: Types, row: Any, envelope: Envelope, stream: str | None) -> int:
+    """The position of a stored row (of COLUMNS) that has this envelope's id; raises Conflict if it is another event."""
     stored = record_of(sql, types, row)
     same = (stored.type, stored.key, stored.data, stored.stream) == (envelope.type, envelope.key, envelope.data, stream)
     if same:
@@ -264,7 +263,7 @@ def _repeated(sql: Sql, types: Types, envelopes: Sequence[Envelope], stream: str
         )
         if not there:
             return None
-        positions.append(_same_or_conflict(sql, types, there[0], envelope, stream))
+        positions.append(same_or_conflict(sql, types, there[0], envelope, stream))
     return positions
 
 
@@ -299,7 +298,9 @@ def read(sql: Sql, types: Types, query: Query) -> list[Record]:
     order = "desc" if query.reverse else "asc"
     limit = max(0, min(query.limit, PAGE_RECORDS))
     if query.key is None:
-        rows = sql.rows(f"select {COLUMNS} from trilogue_records r where {where} order by position {order} limit ?", (*values, limit))
+        rows = sql.rows(
+            f"select {COLUMNS} from trilogue_records r where {where} order by position {order} limit ?", (*values, limit)
+        )
     else:
         rows = _rows_of_key(sql, query.key, where, values, order, limit)
     return [record_of(sql, types, row) for row in rows]
@@ -363,67 +364,3 @@ def position_at(sql: Sql, time_us: int) -> int:
 def oldest(sql: Sql) -> int:
     """The first position still there; 1 on an empty log."""
     return sql.rows("select min(position) from trilogue_records")[0][0] or 1
-
-
-# ── timers ───────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def schedule(sql: Sql, types: Types, envelopes: Sequence[Envelope], due_us: int) -> None:
-    """Keep envelopes until due; what is scheduled or on the log already is left alone, with other content it is a Conflict."""
-    for envelope in envelopes:
-        there = sql.rows(f"select {COLUMNS} from trilogue_records where id = ?", (envelope.id,))
-        if there:
-            _same_or_conflict(sql, types, there[0], envelope, None)
-            continue
-        encoded = msgspec.json.encode(envelope)
-        insert = "insert into trilogue_timers (id, due_us, envelope) values (?, ?, ?) on conflict do nothing"
-        if not sql.many(insert, [(envelope.id, due_us, encoded)]):
-            timer = sql.rows("select envelope from trilogue_timers where id = ?", (envelope.id,))[0][0]
-            scheduled = msgspec.json.decode(timer, type=Envelope)
-            if (scheduled.type, scheduled.key, scheduled.data) != (envelope.type, envelope.key, envelope.data):
-                raise Conflict(f"id {envelope.id!r} is scheduled with other content: give a different event an id of its own")
-
-
-def fire(sql: Sql, types: Types, now_us: int) -> int:
-    """Move due timers onto the log; returns how many."""
-    rows = sql.rows(
-        "select id, envelope from trilogue_timers where due_us <= ? order by due_us, id limit ?", (now_us, FIRE_TIMERS)
-    )
-    if rows:
-        emit(sql, types, [msgspec.json.decode(envelope, type=Envelope) for _, envelope in rows], now_us)
-        sql.many("delete from trilogue_timers where id = ?", [(id_,) for id_, _ in rows])
-    return len(rows)
-
-
-def next_timer_us(sql: Sql) -> int | None:
-    """When the next timer is due."""
-    due: int | None = sql.rows("select min(due_us) from trilogue_timers")[0][0]
-    return due
-
-
-# ── retention ────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def trim(
-    sql: Sql, *, before_us: int | None, keep: int | None, needed: int | None, force: bool, streams: bool
-) -> int:
-    """Remove up to TRIM_RECORDS old records; returns how many. The newest record always stays: its position counts on.
-
-    needed: the first position some group still has to read.
-    """
-    floor = newest(sql)[0]
-    if keep is not None:
-        floor = min(floor, floor - keep + 1)
-    if before_us is not None:
-        floor = min(floor, position_at(sql, before_us))
-    if needed is not None and not force:
-        floor = min(floor, needed)
-    is_held = "select 1 from trilogue_groups g join trilogue_held h on h.group_id = g.id and h.position = r.position"
-    held = "" if force else f"and not exists ({is_held})"
-    kept = "" if streams else "and stream is null"
-    doomed = f"from trilogue_records r where position < ? {held} {kept} order by position limit ?"
-    which = (floor, TRIM_RECORDS)
-    if force:  # what is held of a record that is gone could never be handed out again, nor be finished
-        sql.many(f"delete from trilogue_held where position in (select position {doomed})", [which])
-    sql.many(f"delete from trilogue_places where (slot, position) in (select slot, position {doomed})", [which])
-    return sql.many(f"delete from trilogue_records where position in (select position {doomed})", [which])

@@ -1,0 +1,79 @@
+"""What a claim reads: the log from the scan on, and held rows that are due."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from trilogue.events import Record
+from trilogue.gate import NEVER_US, HeldRow
+from trilogue.ports import SLOTS
+from trilogue.stores.groups import DEAD, PARKED, READY
+from trilogue.stores.log import COLUMNS, Types, numbers, record_of
+from trilogue.stores.writer import Sql
+
+RUN_RECORDS = 200
+SCAN_POSITIONS = 50_000
+_HELD = (
+    f"select h.slot, h.due_us, h.attempt, h.state, {', '.join('r.' + column for column in COLUMNS.split(', '))} "
+    "from trilogue_held h join trilogue_records r on r.position = h.position"
+)
+
+
+def scan(
+    sql: Sql, types: Types, *, after: int, head: int, limit: int, slots: Sequence[int], kinds: Sequence[int]
+) -> tuple[list[tuple[int, Record]], int]:
+    """The next records of some slots and types, with the position up to which that is all of them.
+
+    head: where the log ended before the types were looked at: a type that came later is not in `kinds`.
+    """
+    if not kinds:
+        return [], head
+    until = min(after + SCAN_POSITIONS, head)
+    owned = "" if len(slots) == SLOTS else f" and slot in ({numbers(slots)})"
+    wanted = "" if len(kinds) == len(types.by_number) else f" and type in ({numbers(kinds)})"
+    rows = sql.rows(
+        f"select {COLUMNS} from trilogue_records where position > ? and position <= ?{owned}{wanted} order by position limit ?",
+        (after, until, limit),
+    )
+    records = [(row[1], record_of(sql, types, row)) for row in rows]
+    return records, rows[-1][0] if len(rows) == limit else until
+
+
+def held_index(
+    sql: Sql, group_id: int, slots: Sequence[int], *, ordered: bool
+) -> tuple[list[tuple[str, int, int]], list[tuple[int, int, int]]]:
+    """Which keys are held, with slot and due time of their first row; and the due times of rows without order."""
+    mine = f"group_id = ? and slot in ({numbers(slots)}) and state < {DEAD}"
+    # SQLite takes the other columns from the row that has the minimum: https://sqlite.org/lang_select.html#bareagg
+    keys = sql.rows(
+        f"select key, slot, state, due_us, min(position) from trilogue_held where {mine} and key is not null group by slot, key",
+        (group_id,),
+    )
+    loose = sql.rows(
+        f"select due_us, position, slot from trilogue_held where {mine} and state = {READY}"
+        + (" and key is null" if ordered else ""),
+        (group_id,),
+    )
+    return [(key, slot, NEVER_US if state == PARKED else due) for key, slot, state, due, _ in keys], loose
+
+
+def held_of_key(sql: Sql, types: Types, group_id: int, slot: int, key: str) -> list[HeldRow]:
+    """The first held rows of a key, in order."""
+    rows = sql.rows(
+        f"{_HELD} where h.group_id = ? and h.slot = ? and h.key = ? and h.state < {DEAD} order by h.position limit {RUN_RECORDS}",
+        (group_id, slot, key),
+    )
+    return [_held_row(sql, types, row) for row in rows]
+
+
+def held_at(sql: Sql, types: Types, group_id: int, positions: Sequence[int]) -> list[HeldRow]:
+    """The held rows at these positions that are still ready."""
+    rows = sql.rows(
+        f"{_HELD} where h.group_id = ? and h.position in ({numbers(positions)}) and h.state = {READY} order by h.position",
+        (group_id,),
+    )
+    return [_held_row(sql, types, row) for row in rows]
+
+
+def _held_row(sql: Sql, types: Types, row: Any) -> HeldRow:
+    slot, due_us, attempt, state = row[:4]
+    return HeldRow(record_of(sql, types, row[4:]), slot, due_us, attempt, state == PARKED)

@@ -1,0 +1,158 @@
+"""The connections to one database, and what runs where.
+
+    write   through the Writer: many changes to one fsync            (writer.py)
+    read    on the event loop, on a connection of its own: looks that take microseconds
+    look    in a thread, on another: what may take long
+    query   the user's SQL, in a thread, on a connection made for it
+
+In memory there is one connection for all of it, and a lock.
+"""
+
+import asyncio
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from trilogue.errors import TrilogueError, Unavailable
+from trilogue.stores import log
+from trilogue.stores.sqlite import (
+    ApswSql,
+    OpenFiles,
+    SqliteConnection,
+    check_place,
+    connect,
+    prepare,
+    translate,
+    wal_bytes,
+)
+from trilogue.stores.userdb import UserDb, read_only
+from trilogue.stores.writer import Sql, Writer
+
+QUERY_S = 30.0
+STEPS_PER_CHECK = 100_000
+
+
+class Database:
+    """One open database; made and used on one event loop. Raises Unavailable where it cannot be opened."""
+
+    def __init__(self, path: str, url: str, *, wal_limit: int | None) -> None:
+        self.url = url
+        self.in_memory = path == ":memory:"
+        self.path = path if self.in_memory else check_place(path)  # absolute: the current folder may become another one
+        self.connection = self._connect(wal_limit)
+        self._reader = self.connection.apsw if self.in_memory else connect(self.path, read_only=True)
+        self.sql: Sql = self.connection.sql if self.in_memory else ApswSql(self._reader)
+        self.writer_types, self.types, self._slow_types = log.Types(), log.Types(), log.Types()
+        self.types.load(self.sql)
+        if not self.in_memory:
+            self._slow_lock = threading.Lock()
+            self._slow = connect(self.path, read_only=True)
+            self._slow_sql = ApswSql(self._slow)
+        self.user_db = UserDb(self.connection.sql)
+        self.writer = Writer(self.connection, name=self.path)
+        self.is_open = True
+
+    def _connect(self, wal_limit: int | None) -> SqliteConnection:
+        try:
+            connection = SqliteConnection(self.path) if wal_limit is None else SqliteConnection(self.path, wal_bytes=wal_limit)
+            prepare(connection)
+        except TrilogueError:
+            raise
+        except Exception as error:
+            raise translate(error, self.path) from error
+        if not self.in_memory:
+            OpenFiles.add(self.path)
+            with contextlib.suppress(OSError):
+                os.chmod(self.path, 0o600)
+        return connection
+
+    async def close(self) -> None:
+        """Write what waits, then let go."""
+        self.is_open = False
+        await self.writer.close()
+        if not self.in_memory:
+            self._reader.close(True)
+            self._slow.close(True)
+            OpenFiles.remove(self.path)
+        self.connection.close()
+
+    def check_open(self) -> None:
+        """Raise Unavailable if it is closed, or this is a fork of the process that opened it."""
+        if not self.is_open:
+            raise Unavailable(f"{self.url} is not open: use it inside `async with app:`")
+        self.connection.check_fork()  # the writer's thread did not come along: waiting for it would never end
+
+    async def write(self, run: Callable[[Sql], Any], *, rows: int = 1) -> Any:
+        """Run a change and commit it. rows: about how many it writes."""
+        self.check_open()
+        return await self.writer.submit(run, rows=rows, broke=self.writer_types.forget)
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[None]:
+        """While the event loop reads: errors become ours, and in memory the writer waits."""
+        self.connection.check_fork()
+        lock = self.connection.exclusively() if self.in_memory else contextlib.nullcontext()
+        with lock:
+            try:
+                yield
+            except TrilogueError:
+                raise
+            except Exception as error:
+                raise translate(error, self.path) from error
+
+    async def look(self, run: Callable[[Sql, log.Types], Any]) -> Any:
+        """Read what may take long, in a thread and on a connection of its own."""
+        self.check_open()
+        if self.in_memory:
+            with self.reading():
+                return run(self.sql, self.types)
+        return await asyncio.to_thread(self._look_in_thread, run)
+
+    def _look_in_thread(self, run: Callable[[Sql, log.Types], Any]) -> Any:
+        with self._slow_lock:
+            try:
+                return run(self._slow_sql, self._slow_types)
+            except TrilogueError:
+                raise
+            except Exception as error:
+                raise translate(error, self.path) from error
+
+    async def query(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """Read the user's tables on a connection of its own, in a thread."""
+        self.check_open()
+        if self.in_memory:
+            with self.reading():
+                return read_only(self._reader, sql, values)
+        return await asyncio.to_thread(self._query, sql, values)
+
+    def _query(self, sql: str, values: Sequence[Any]) -> list[tuple[Any, ...]]:
+        connection = connect(self.path, read_only=True)
+        deadline = time.monotonic() + QUERY_S
+        connection.set_progress_handler(lambda: time.monotonic() > deadline, STEPS_PER_CHECK)
+        try:
+            return read_only(connection, sql, values)
+        except Exception as error:
+            raise translate(error, self.path) from error
+        finally:
+            connection.close()
+
+    def version(self) -> int:
+        """A number that is another one after every commit of somebody else."""
+        with self.reading():
+            version: int = self._reader.pragma("data_version")
+            return version
+
+    def wal_bytes(self) -> int:
+        """Size of the write-ahead log."""
+        return 0 if self.in_memory else wal_bytes(self.path)
+
+    def in_transaction(self) -> bool:
+        """Whether the write connection still has its transaction."""
+        return self.connection.apsw.in_transaction
+
+    def set_deadline(self, limit_us: int | None) -> None:
+        """Interrupt the SQL of the write connection after so many microseconds; None: never."""
+        self.connection.deadline_s = None if limit_us is None else time.monotonic() + limit_us / 1_000_000

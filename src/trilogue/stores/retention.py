@@ -1,0 +1,29 @@
+"""Retention: old records go, but not what somebody still needs."""
+
+from trilogue.stores.log import newest, position_at
+from trilogue.stores.writer import Sql
+
+TRIM_RECORDS = 5_000
+
+
+def trim(sql: Sql, *, before_us: int | None, keep: int | None, needed: int | None, force: bool, streams: bool) -> int:
+    """Remove up to TRIM_RECORDS old records; returns how many. The newest record always stays: its position counts on.
+
+    needed: the first position some group still has to read.
+    """
+    floor = newest(sql)[0]
+    if keep is not None:
+        floor = min(floor, floor - keep + 1)
+    if before_us is not None:
+        floor = min(floor, position_at(sql, before_us))
+    if needed is not None and not force:
+        floor = min(floor, needed)
+    is_held = "select 1 from trilogue_groups g join trilogue_held h on h.group_id = g.id and h.position = r.position"
+    held = "" if force else f"and not exists ({is_held})"
+    kept = "" if streams else "and stream is null"
+    doomed = f"from trilogue_records r where position < ? {held} {kept} order by position limit ?"
+    which = (floor, TRIM_RECORDS)
+    if force:  # what is held of a record that is gone could never be handed out again, nor be finished
+        sql.many(f"delete from trilogue_held where position in (select position {doomed})", [which])
+    sql.many(f"delete from trilogue_places where (slot, position) in (select slot, position {doomed})", [which])
+    return sql.many(f"delete from trilogue_records where position in (select position {doomed})", [which])

@@ -1,0 +1,245 @@
+"""How a settlement is written, in one savepoint.
+
+fence      is the slot still ours? if not, nothing of its deliveries happens
+effects    the user's SQL, each in a savepoint of its own
+emits      onto the log
+held rows  what is retried, dead, or unfinished in a span whose cursor moves
+cursors    and counters
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from trilogue.errors import LeaseLost, LogError, TimedOut
+from trilogue.events import Delivery, Envelope, InTransaction, Settlement
+from trilogue.gate import Plan, Row
+from trilogue.ports import Db
+from trilogue.stores.groups import DEAD, PARKED, READY
+from trilogue.stores.log import Types, emit
+from trilogue.stores.members import Member
+from trilogue.stores.writer import Again, Sql
+
+ERROR_CHARS = 2_000
+TRACEBACK_CHARS = 20_000
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """What became of a settlement: the final answers to `rest`, the deliveries of which nothing happened, how many emits."""
+
+    settlements: list[Settlement]
+    lost: list[Delivery]
+    emitted: int
+
+
+class Effects:
+    """Runs effects inside savepoints: the user's SQL, bounded in time.
+
+    deadline: sets the moment SQL is interrupted. in_transaction: whether there still is one: interrupting a statement that
+    writes makes SQLite undo the whole transaction, other groups' work included, which is then done again without this one.
+    check: raises Rejected for what cannot be emitted.
+    """
+
+    def __init__(
+        self,
+        db: Db,
+        deadline: Callable[[int | None], None],
+        in_transaction: Callable[[], bool],
+        translate: Callable[[Exception], Exception],
+        check: Callable[[Envelope], None],
+    ) -> None:
+        self.db = db
+        self.deadline = deadline
+        self.in_transaction = in_transaction
+        self.translate = translate
+        self.check = check
+
+    def run(self, sql: Sql, work: InTransaction) -> Sequence[Settlement]:
+        """The settlements of one InTransaction; what a failing one wrote is undone."""
+        sql.rows("savepoint effect")
+        self.deadline(work.limit_us)
+        try:
+            settlements = self._run(work)
+        except Exception as error:
+            self.deadline(None)
+            if not self.in_transaction():
+                self._give_up(work, self.translate(error))
+            sql.rows("rollback to effect")
+            settlements = work.failed(self.translate(error))
+        finally:
+            self.deadline(None)
+        sql.rows("release effect")
+        work.settlements = settlements
+        return settlements
+
+    def _run(self, work: InTransaction) -> Sequence[Settlement]:
+        if work.doomed is not None:
+            raise work.doomed
+        settlements = work.run(self.db)
+        if not self.in_transaction():
+            raise TimedOut("its SQL was interrupted, and it went on as if nothing had happened: let the error through")
+        for settlement in settlements:
+            for envelope in settlement.emits:
+                self.check(envelope)
+        return settlements
+
+    def _give_up(self, work: InTransaction, error: Exception) -> None:
+        if isinstance(error, LogError):  # the disk is full: no fault of this effect
+            raise error
+        work.doomed = error
+        raise Again
+
+
+def settle(
+    sql: Sql,
+    types: Types,
+    effects: Effects,
+    group_id: int,
+    member: Member,
+    plan: Plan,
+    early: Sequence[Settlement],
+    rest: Sequence[Settlement | InTransaction],
+    now_us: int,
+) -> Settled:
+    """Write one settlement of a group: fence, effects, emits, held rows, cursors.
+
+    early: plainly done and without a held row; by far the most, and all there is to do for them is to count.
+    """
+    if plan.generation.broken:
+        raise LeaseLost("an earlier settlement of this group failed: its records are delivered again")
+    mine = _fence(sql, group_id, member, plan)
+    lost: list[Delivery] = []
+    if mine is not plan.epochs:
+        lost += [settlement.delivery for settlement in early if not _holds(settlement.delivery, mine)]
+        early = [settlement for settlement in early if _holds(settlement.delivery, mine)]
+    settlements = _decide(sql, effects, plan, mine, rest, lost)
+    emits = [envelope for settlement in (*early, *settlements) for envelope in settlement.emits]
+    if emits:
+        emit(sql, types, emits, now_us)
+    _write_held(sql, group_id, settlements, now_us, ordered=plan.ordered)
+    _write_rows(sql, group_id, [row for row in (*plan.rows, *plan.followers) if row.slot in mine])
+    cursors = {slot: cursor for slot, cursor in plan.cursors.items() if slot in mine}
+    _write_cursors(sql, group_id, early, settlements, cursors)
+    return Settled(settlements, lost, len(emits))
+
+
+def _decide(
+    sql: Sql,
+    effects: Effects,
+    plan: Plan,
+    mine: dict[int, int],
+    answers: Sequence[Settlement | InTransaction],
+    lost: list[Delivery],
+) -> list[Settlement]:
+    """The final answers, in order, after running the effects; what is not ours any more goes to `lost`."""
+    settlements: list[Settlement] = []
+    blocked: set[str] = set()
+    for answer in answers:
+        deliveries = (answer.delivery,) if isinstance(answer, Settlement) else answer.deliveries
+        if mine is not plan.epochs and not all(_holds(delivery, mine) for delivery in deliveries):
+            # A batch can be lost in part: what is still ours of it is handed back.
+            settlements += [Settlement(delivery, "release") for delivery in deliveries if _holds(delivery, mine)]
+            lost += [delivery for delivery in deliveries if not _holds(delivery, mine)]
+            continue
+        key = deliveries[0].record.key if plan.ordered and len(deliveries) == 1 else None
+        if key in blocked:
+            # What goes before it of its key has just failed: it waits behind it.
+            final: Sequence[Settlement] = [Settlement(deliveries[0], "release")]
+        else:
+            final = (answer,) if isinstance(answer, Settlement) else effects.run(sql, answer)
+        if key is not None and final[0].holds_key:
+            blocked.add(key)
+        settlements += final
+    return settlements
+
+
+def _holds(delivery: Delivery, mine: dict[int, int]) -> bool:
+    return mine.get(delivery.lease.slot) == delivery.lease.epoch
+
+
+def _fence(sql: Sql, group_id: int, member: Member, plan: Plan) -> dict[int, int]:
+    """The slots of the plan that are still this worker's, with their epochs."""
+    if sql.rows("select epoch from trilogue_groups where id = ?", (group_id,)) == [(plan.epoch,)]:
+        return plan.epochs
+    now = dict(sql.rows("select slot, epoch from trilogue_slots where group_id = ? and owner = ?", (group_id, member.name)))
+    return {slot: epoch for slot, epoch in plan.epochs.items() if now.get(slot) == epoch}
+
+
+def _write_held(sql: Sql, group_id: int, settlements: Iterable[Settlement], now_us: int, *, ordered: bool) -> None:
+    gone: list[tuple[int, int]] = []
+    kept: list[tuple[Any, ...]] = []
+    for settlement in settlements:
+        delivery = settlement.delivery
+        if settlement.verdict == "done":
+            if delivery.is_held:
+                gone.append((group_id, delivery.record.position))
+        elif settlement.verdict != "release" or not delivery.is_held:
+            key = settlement.delivery.record.key if ordered else None
+            kept.append(_held_values(group_id, key, settlement, now_us))
+    if gone:
+        sql.many("delete from trilogue_held where group_id = ? and position = ?", gone)
+    if kept:
+        sql.many(
+            "insert into trilogue_held (group_id, position, slot, key, state, due_us, attempt, failed_us, error, traceback) "
+            "values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) on conflict do update set state = excluded.state, due_us = excluded.due_us, "
+            "attempt = excluded.attempt, failed_us = excluded.failed_us, error = excluded.error, traceback = excluded.traceback",
+            kept,
+        )
+
+
+def _held_values(group_id: int, key: str | None, settlement: Settlement, now_us: int) -> tuple[Any, ...]:
+    delivery = settlement.delivery
+    state, due_us, attempt = READY, 0, delivery.attempt
+    failed_us: int | None = now_us
+    if settlement.verdict == "retry":
+        due_us, attempt = now_us + settlement.after_us, attempt + settlement.charged
+    elif settlement.verdict == "dead":
+        state = PARKED if settlement.park else DEAD
+    else:
+        failed_us = None
+    return (
+        group_id,
+        delivery.record.position,
+        delivery.lease.slot,
+        key,
+        state,
+        due_us,
+        attempt,
+        failed_us,
+        _text(settlement.error[:ERROR_CHARS]),
+        _text(settlement.traceback[-TRACEBACK_CHARS:]),
+    )
+
+
+def _text(text: str) -> str | None:
+    """Text that can be stored: an error may quote a file name that is not UTF-8."""
+    return text.encode("utf-8", "backslashreplace").decode() or None
+
+
+def _write_rows(sql: Sql, group_id: int, rows: Sequence[Row]) -> None:
+    if rows:
+        sql.many(
+            "insert into trilogue_held (group_id, position, slot, key, state, attempt) values (?, ?, ?, ?, 0, ?)",
+            [(group_id, row.position, row.slot, row.key, row.attempt) for row in rows],
+        )
+
+
+def _write_cursors(
+    sql: Sql, group_id: int, early: Sequence[Settlement], settlements: Sequence[Settlement], cursors: dict[int, int]
+) -> None:
+    """Cursors and counters of the slots that changed; what came from held rows moved no cursor but does count."""
+    done = Counter([settlement.delivery.lease.slot for settlement in early])
+    failed: Counter[int] = Counter()
+    for settlement in settlements:
+        slot = settlement.delivery.lease.slot
+        if settlement.verdict == "done":
+            done[slot] += 1
+        elif settlement.verdict != "release":
+            failed[slot] += settlement.charged
+    slots = cursors.keys() | done.keys() | failed.keys()
+    sql.many(
+        "update trilogue_slots set cursor = max(cursor, ?), done = done + ?, failed = failed + ? where group_id = ? and slot = ?",
+        [(cursors.get(slot, 0), done[slot], failed[slot], group_id, slot) for slot in slots],
+    )

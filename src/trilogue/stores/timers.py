@@ -1,0 +1,45 @@
+"""Delayed events: envelopes that enter the log when due. Several processes may fire; the write lock lets one at a time."""
+
+from collections.abc import Sequence
+
+import msgspec
+
+from trilogue.errors import Conflict
+from trilogue.events import Envelope
+from trilogue.stores.log import COLUMNS, Types, emit, same_or_conflict
+from trilogue.stores.writer import Sql
+
+FIRE_TIMERS = 1_000
+
+
+def schedule(sql: Sql, types: Types, envelopes: Sequence[Envelope], due_us: int) -> None:
+    """Keep envelopes until due; what is scheduled or on the log already is left alone, with other content it is a Conflict."""
+    for envelope in envelopes:
+        there = sql.rows(f"select {COLUMNS} from trilogue_records where id = ?", (envelope.id,))
+        if there:
+            same_or_conflict(sql, types, there[0], envelope, None)
+            continue
+        encoded = msgspec.json.encode(envelope)
+        insert = "insert into trilogue_timers (id, due_us, envelope) values (?, ?, ?) on conflict do nothing"
+        if not sql.many(insert, [(envelope.id, due_us, encoded)]):
+            timer = sql.rows("select envelope from trilogue_timers where id = ?", (envelope.id,))[0][0]
+            scheduled = msgspec.json.decode(timer, type=Envelope)
+            if (scheduled.type, scheduled.key, scheduled.data) != (envelope.type, envelope.key, envelope.data):
+                raise Conflict(f"id {envelope.id!r} is scheduled with other content: give a different event an id of its own")
+
+
+def fire(sql: Sql, types: Types, now_us: int) -> int:
+    """Move due timers onto the log; returns how many."""
+    rows = sql.rows(
+        "select id, envelope from trilogue_timers where due_us <= ? order by due_us, id limit ?", (now_us, FIRE_TIMERS)
+    )
+    if rows:
+        emit(sql, types, [msgspec.json.decode(envelope, type=Envelope) for _, envelope in rows], now_us)
+        sql.many("delete from trilogue_timers where id = ?", [(id_,) for id_, _ in rows])
+    return len(rows)
+
+
+def next_us(sql: Sql) -> int | None:
+    """When the next timer is due."""
+    due: int | None = sql.rows("select min(due_us) from trilogue_timers")[0][0]
+    return due
