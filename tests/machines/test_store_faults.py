@@ -43,8 +43,10 @@ def test_a_batch_that_is_lost_in_part_hands_back_the_rest(tmp_path: Path) -> Non
         done = InTransaction(out, lambda db: [Settlement(d) for d in out], lambda error: [])
         lost = await store.settle("readers", [done])
         assert {d.lease.slot for d in lost} == {slot}
-        again = await drain(store, "readers", 6 - len(lost))
-        assert sorted(numbers(again)) == sorted(number(d) for d in out if d.lease.slot != slot)
+        await store._worker.attend()
+        again = await drain(store, "readers", 6)
+        # Nobody is behind the name that took the slot: it may have come back to us by now, and what was lost with it.
+        assert {number(d) for d in out if d.lease.slot != slot} <= set(numbers(again))
 
     on_a_file(tmp_path, proof, options="lease_s=3600")
 
@@ -88,7 +90,7 @@ def test_a_worker_that_was_buried_does_not_prolong_its_leases(tmp_path: Path) ->
         await bench.crash(store)
         await store._write(lambda sql: sql.rows("delete from trilogue_members"))
         before = delivery.lease.until_us
-        await store._write(store._renew)
+        await store._write(store._worker._renew)
         assert delivery.lease.until_us == before
 
     on_a_file(tmp_path, proof)
@@ -97,16 +99,16 @@ def test_a_worker_that_was_buried_does_not_prolong_its_leases(tmp_path: Path) ->
 def test_a_failed_commit_is_unknown_and_repeating_it_is_harmless(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def proof(bench: Bench) -> None:
         store: Any = await bench.open(READERS)
-        commit = store._connection.commit
+        commit = store._db.connection.commit
         sent = [envelope(n, f"k{n}", id=f"id-{n}") for n in range(20)]
 
         def fail_after_the_commit() -> None:
             commit()
-            store._connection.begin(wait=True)
+            store._db.connection.begin(wait=True)
             raise apsw.IOError("disk I/O error")
 
-        monkeypatch.setattr(store._connection, "commit", fail_after_the_commit)
-        results = await asyncio.gather(*(store.append([each]) for each in sent), return_exceptions=True)
+        monkeypatch.setattr(store._db.connection, "commit", fail_after_the_commit)
+        results: list[Any] = await asyncio.gather(*(store.append([each]) for each in sent), return_exceptions=True)
         assert {type(each) for each in results} == {OutcomeUnknown}
         assert {each.stored for each in results} == {None}
         monkeypatch.undo()
@@ -129,7 +131,7 @@ def test_a_settlement_whose_commit_failed_comes_again(tmp_path: Path, monkeypatc
         def fail() -> None:
             raise apsw.IOError("disk I/O error")
 
-        monkeypatch.setattr(store._connection, "commit", fail)
+        monkeypatch.setattr(store._db.connection, "commit", fail)
         first = store.settle("readers", [Settlement(out[0])])
         second = store.settle("readers", [Settlement(out[1])])
         results = await asyncio.gather(first, second, return_exceptions=True)

@@ -20,6 +20,8 @@ from trilogue.conformance.tools import Bench, envelope, group
 from trilogue.events import Delivery, InTransaction, Settlement
 from trilogue.ports import Db, Query, SeekTo, Store
 from trilogue.stores import open_store
+from trilogue.stores import store as store_module
+from trilogue.stores import worker as worker_module
 
 T = TypeVar("T")
 LEASE_US = 3_600_000_000
@@ -39,6 +41,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.clock_us = 1_800_000_000_000_000
         self.machine_us = 1_000_000_000
         self.patches = [
+            mock.patch.object(store_module, "now_us", self.now),
             mock.patch.object(worker_module, "now_us", self.now),
             mock.patch.object(worker_module, "machine_us", self.machine_now),
         ]
@@ -70,7 +73,7 @@ class StoreMachine(RuleBasedStateMachine):
         """Let every worker report, as it would by itself within a third of its lease."""
         for _ in range(3):
             for worker in self.workers:
-                await worker._attend()  # type: ignore[attr-defined]
+                await worker._worker.attend()  # type: ignore[attr-defined]
 
     # ── publishing ───────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -224,10 +227,10 @@ class StoreMachine(RuleBasedStateMachine):
 
     async def survive(self) -> None:
         for living in self.workers:
-            await living._attend()  # type: ignore[attr-defined]
+            await living._worker.attend()  # type: ignore[attr-defined]
         self.machine_us += LEASE_US // 2
         for living in self.workers:
-            await living._attend()  # type: ignore[attr-defined]
+            await living._worker.attend()  # type: ignore[attr-defined]
         self.machine_us += LEASE_US // 2 + 1
         if not self.workers:
             await self.join()

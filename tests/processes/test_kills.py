@@ -223,7 +223,7 @@ def see(e: Step, db: Db) -> None:
 async def main():
     stored, refused, n = set(), 0, 0
     async with app.running():
-        limit = app.store._connection.apsw
+        limit = app.store._db.connection.apsw
         limit.pragma("max_page_count", limit.pragma("page_count") + 40)
         for n in range(0, 4_000, 20):
             results = await asyncio.gather(*(app.publish(Step("k" * 100, m)) for m in range(n, n + 20)), return_exceptions=True)

@@ -130,10 +130,9 @@ class Bench:
             await store.crash()
             return
         # Reached into, because a product with a method that kills its store would be a loaded gun.
-        for task in store._tasks:
-            task.cancel()
-        await asyncio.gather(*store._tasks, return_exceptions=True)
-        store._writer._tick = None
+        store._watching.cancel()
+        await asyncio.gather(store._watching, return_exceptions=True)
+        store._db.writer._tick = None
 
 
 def group(name: str = "readers", *patterns: str, ordered: bool = True, has_effects: bool = False) -> Group:

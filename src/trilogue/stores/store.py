@@ -66,8 +66,8 @@ class SqlStore:
             raise Unavailable(f"{self.url} is open already: one open store per App")
         self._db = Database(self.path, self.url, wal_limit=self._wal_limit)
         self.path = self._db.path
+        self._version = self._db.version()
         with self._db.reading():
-            self._version = self._db.version()
             self._next_timer_us = timers.next_us(self._db.sql)
         self._worker = Worker(self._db, lease_us=self.lease_us, payload_bytes=self.payload_bytes)
         self._watching = asyncio.create_task(self._watch(), name="trilogue watch")
@@ -87,6 +87,7 @@ class SqlStore:
     def _opened(self) -> Database:
         if not self._is_open:
             raise Unavailable(f"{self.url} is not open: use it inside `async with app:`")
+        self._db.check_open()
         return self._db
 
     async def _write(self, run: Callable[[Sql], Any], *, rows: int = 1) -> Any:
