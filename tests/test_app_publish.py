@@ -159,7 +159,7 @@ def test_what_a_handler_emits_has_the_same_limits(tmp_path: Path) -> None:
             letters = await app.store.dead(None)
             assert sorted(letter.group for letter in letters) == ["batch", "db", "one"]
             assert {letter.record.key for letter in letters} == {"bad"}
-            assert all(letter.error.startswith("Rejected: event 'badge.won' has ") for letter in letters)
+            assert all("event 'badge.won' has " in letter.error for letter in letters)
             assert len(await all_of(app, types="badge.*")) == 3
 
     run(main())

@@ -325,7 +325,7 @@ def test_a_full_file_is_refused_and_recovers(tmp_path: Path) -> None:
 
         async with app:
             store: Any = app.store
-            connection = store._connection.apsw
+            connection = store._db.connection.apsw
             await app.publish(Watched("u"))
             connection.pragma("max_page_count", connection.pragma("page_count") + 4)
             outcomes = await asyncio.gather(*(app.publish(Watched("u", "x" * 5_000)) for _ in range(50)), return_exceptions=True)

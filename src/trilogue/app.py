@@ -25,10 +25,10 @@ from trilogue.durations import Duration, microseconds, seconds
 from trilogue.errors import BadOption, LogError, OrphanedGroup, TimedOut, TwiceNamed, UnknownEvent
 from trilogue.events import Envelope, Receipt, Record, as_us, now_us
 from trilogue.handlers import NAME_CHARS, Subscription, check_options, subscription
+from trilogue.outcomes import cause
 from trilogue.patterns import check_pattern
 from trilogue.ports import Db, Query, SeekTo, Store
 from trilogue.retry import Retry
-from trilogue.outcomes import cause
 from trilogue.runner import Runner
 from trilogue.stores import open_store
 from trilogue.sync import SyncApp

@@ -1,8 +1,8 @@
 """What a handler's outcome means, as Settlements: pure, no store and no event loop.
 
-    returned   None | event | [events] | Effect      done, + emits, + what the effect writes
-    raised     Later | Reject | anything else        retry uncharged | dead | retry or dead, as the policy says
-    batch      [events and Failed(item, why)]        each of the batch on its own
+returned   None | event | [events] | Effect      done, + emits, + what the effect writes
+raised     Later | Reject | anything else        retry uncharged | dead | retry or dead, as the policy says
+batch      [events and Failed(item, why)]        each of the batch on its own
 """
 
 import contextvars
@@ -62,7 +62,9 @@ class Outcomes:
                 error = wrong
         wait_us = self._sub.retry.wait_us(error, delivery.attempt)
         text = f"{type(error).__qualname__}: {_said(error)}"
-        trace = "" if isinstance(error, Reject) else _storable("".join(traceback.format_exception(error, limit=-TRACEBACK_FRAMES)))
+        trace = (
+            "" if isinstance(error, Reject) else _storable("".join(traceback.format_exception(error, limit=-TRACEBACK_FRAMES)))
+        )
         where = (self._sub.group.name, delivery.record.position, delivery.attempt, text)
         if wait_us is not None:
             log.debug("group %s: position %d failed at attempt %d: %s", *where)

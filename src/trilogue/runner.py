@@ -21,7 +21,7 @@ from typing import Any
 
 from trilogue.durations import readable
 from trilogue.errors import LogError
-from trilogue.events import Delivery, InTransaction, Settlement
+from trilogue.events import Delivery, Settlement
 from trilogue.handlers import Subscription
 from trilogue.outcomes import Answer, Outcomes, cause
 from trilogue.ports import Store
@@ -244,7 +244,9 @@ class Runner:
         size = self.sub.batch or 1
         batches = [together[n : n + size] for n in range(0, len(together), size)]
         # With `db`, what goes alone still is one settlement, which itself keeps back what follows a failure.
-        rounds = [singles, *([batch] for batch in batches)] if self.sub.kind == "db" else [[batch] for batch in [*singles, *batches]]
+        rounds = (
+            [singles, *([batch] for batch in batches)] if self.sub.kind == "db" else [[batch] for batch in [*singles, *batches]]
+        )
         blocked: set[str | None] = set()
         for batches in rounds:
             kept = [kept for batch in batches if (kept := self._kept(batch, blocked))]

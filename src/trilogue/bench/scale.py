@@ -1,8 +1,8 @@
 """Does anything grow with the log? Append and claim on a log of 10,000 to 10,000,000 records, memory before a long backlog.
 
-    append_at_10000      events per second of batches of 1,000, at that size of the log
-    claim_at_10000       events per second of a group that starts at the end of the log and reads 20,000
-    waiting_1000000_mb   megabytes of a worker process with a million records waiting
+append_at_10000      events per second of batches of 1,000, at that size of the log
+claim_at_10000       events per second of a group that starts at the end of the log and reads 20,000
+waiting_1000000_mb   megabytes of a worker process with a million records waiting
 """
 
 import asyncio

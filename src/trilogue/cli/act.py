@@ -1,9 +1,9 @@
 """Commands that change what groups do next: `replay`, `dead redrive`, `dead drop`, `groups drop`.
 
-    replay badge --to 2h-ago            handle again what was recorded since
-    dead redrive 17 --group analytics   handle a dead letter again
-    dead drop --all --yes               forget them all
-    groups drop old-name --yes          forget a group whose handler is gone
+replay badge --to 2h-ago            handle again what was recorded since
+dead redrive 17 --group analytics   handle a dead letter again
+dead drop --all --yes               forget them all
+groups drop old-name --yes          forget a group whose handler is gone
 """
 
 import re

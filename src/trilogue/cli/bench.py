@@ -1,8 +1,8 @@
 """`bench`: our figures beside raw apsw and huey, as ratios of one run.
 
-    bench                      all, three rounds, about two minutes
-    bench --only publish --json
-    bench --full               also whether anything grows up to 10,000,000 records, and the memory before a backlog
+bench                      all, three rounds, about two minutes
+bench --only publish --json
+bench --full               also whether anything grows up to 10,000,000 records, and the memory before a backlog
 """
 
 import tempfile
@@ -36,10 +36,7 @@ def bench(
     else:
         say_table(
             ("FIGURE", "TRILOGUE", "RAW APSW", "RATIO", "HUEY", "RATIO"),
-            [
-                (str(row["name"]), *(_shown(row[key]) for key in ("rate", "limit", "ratio", "peer", "peer_ratio")))
-                for row in rows
-            ],
+            [(str(row["name"]), *(_shown(row[key]) for key in ("rate", "limit", "ratio", "peer", "peer_ratio"))) for row in rows],
         )
 
 

@@ -1,9 +1,9 @@
 """`demo video` and `demo queue`: the video platform, one watch reaching six services.
 
-    demo video                                          a generated sample; analytics fails 30 % of the time
-    demo video --input ml-latest-small --report json    a MovieLens folder
-    demo video --input - --columns user=u,video=v,time=at --down badge --fail ranking=0.1
-    demo queue                                          three watches, who was told
+demo video                                          a generated sample; analytics fails 30 % of the time
+demo video --input ml-latest-small --report json    a MovieLens folder
+demo video --input - --columns user=u,video=v,time=at --down badge --fail ranking=0.1
+demo queue                                          three watches, who was told
 """
 
 from typing import Annotated, Literal

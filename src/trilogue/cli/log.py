@@ -1,6 +1,6 @@
 """Which log a command works on, and which of its groups: the part all commands share.
 
-    --url sqlite:///video.db   or   TRILOGUE_URL   or   sqlite:///trilogue.db
+--url sqlite:///video.db   or   TRILOGUE_URL   or   sqlite:///trilogue.db
 """
 
 from collections.abc import AsyncIterator, Iterable

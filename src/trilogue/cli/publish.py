@@ -1,7 +1,7 @@
 """`publish TYPE JSON`: one event from the command line, or one per line of standard input.
 
-    trilogue publish video.watched '{"user":"u1","video":"v9"}' --key u1
-    trilogue publish video.watched - --key u1 < watched.jsonl
+trilogue publish video.watched '{"user":"u1","video":"v9"}' --key u1
+trilogue publish video.watched - --key u1 < watched.jsonl
 """
 
 import asyncio
@@ -27,9 +27,7 @@ CHUNK_BYTES = 1 << 16
 LINE_BYTES = 16 << 20
 PAGE = 1_000
 
-Json = Annotated[
-    str, Parameter(allow_leading_hyphen=True, help="Its fields; `-`: one object per line of standard input.")
-]
+Json = Annotated[str, Parameter(allow_leading_hyphen=True, help="Its fields; `-`: one object per line of standard input.")]
 
 
 async def publish(

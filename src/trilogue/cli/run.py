@@ -1,9 +1,9 @@
 """`run MODULE:APP`: the handlers of an App at work, in this process or in several.
 
-    video at sqlite:///video.db (survives os-crash)
-    group      pattern              order
-    badge      video.watch_started  per key
-    analytics  video.*              any
+video at sqlite:///video.db (survives os-crash)
+group      pattern              order
+badge      video.watch_started  per key
+analytics  video.*              any
 """
 
 import asyncio
@@ -19,9 +19,7 @@ from trilogue.cli.load import load_app
 from trilogue.cli.output import flush, safe, safe_lines, say, say_table
 from trilogue.cli.workers import MOST_WORKERS, is_worker, parent_gone, run_workers, worker_command
 
-Workers = Annotated[
-    int, Parameter(validator=Number(gte=1, lte=MOST_WORKERS), help="How many processes.", show_default=True)
-]
+Workers = Annotated[int, Parameter(validator=Number(gte=1, lte=MOST_WORKERS), help="How many processes.", show_default=True)]
 Spec = Annotated[str, Parameter(name="MODULE:APP", help="As video:app for the `app` in video.py.")]
 
 

@@ -1,7 +1,7 @@
 """Commands that only look: `tail`, `status`, `dead list`, `dead show`.
 
-    12  2026-11-22T15:09:38.123Z  video.watched  u1  {"user":"u1","video":"v9"}      tail
-    group      lag  in flight  retrying  …                                           status
+12  2026-11-22T15:09:38.123Z  video.watched  u1  {"user":"u1","video":"v9"}      tail
+group      lag  in flight  retrying  …                                           status
 """
 
 import asyncio
@@ -234,9 +234,7 @@ async def dead_list(
         note(f"the first {limit:,} are shown: go on with --after {last}, or raise --limit")
 
 
-async def dead_show(
-    position: Position, /, *, group: GroupName = None, json: Json = False, log: Log = DEFAULT_LOG
-) -> None:
+async def dead_show(position: Position, /, *, group: GroupName = None, json: Json = False, log: Log = DEFAULT_LOG) -> None:
     """Show one dead letter whole: its payload, the error and where it was raised."""
     async with opened(log) as store:
         if group is not None:
