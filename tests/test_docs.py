@@ -1,4 +1,4 @@
-"""The documentation is run: every Python block is a program, every command of a shell block exists, every link leads somewhere."""
+"""The documentation is run: every Python block is a program, every command exists, every link leads somewhere."""
 
 import re
 import subprocess

@@ -18,7 +18,7 @@ ROOT = Path(trilogue.__file__).parent
 # Each may import those before it and nothing after it.
 LAYERS = (
     "errors", "durations", "patterns", "retry", "events", "ports", "codec", "gate", "handlers", "outcomes", "stores", "runner",
-    "watch", "sync", "app", "",  # "" is the package's own __init__: whatever comes after it uses public names only
+    "watch", "sync", "router", "app", "",  # "" is the package's own __init__: whatever comes after it uses public names only
     "conformance", "bench", "apps", "cli", "__main__",
 )  # fmt: skip
 

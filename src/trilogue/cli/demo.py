@@ -11,12 +11,13 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
+_INPUT = Parameter(help="A watch log: MovieLens folder, CSV, TSV, JSON Lines, or - (stdin).", allow_leading_hyphen=True)
 Report = Annotated[Literal["text", "json"], Parameter(help="For people or for programs.", show_default=True)]
 
 
 async def video(
     *,
-    input: Annotated[str | None, Parameter(help="A watch log: MovieLens folder, CSV, TSV, JSON Lines, or - (stdin).")] = None,
+    input: Annotated[str | None, _INPUT] = None,
     columns: Annotated[str | None, Parameter(help="What its columns are called, as user=u,video=v,time=at.")] = None,
     limit: Annotated[int | None, Parameter(validator=Number(gte=1), help="Only the first so many watches.")] = None,
     speed: Annotated[str, Parameter(help="max, or how many times as fast as recorded: 60x.", show_default=True)] = "max",

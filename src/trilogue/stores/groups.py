@@ -27,7 +27,8 @@ def bind(sql: Sql, groups: Sequence[Group], now_us: int) -> None:
             create(sql, group, newest(sql)[0] if group.start == "now" else oldest(sql) - 1, now_us)
         elif there[0][1:] != (group.app, patterns, group.ordered, group.has_effects):
             sql.rows(
-                "update trilogue_groups set app = ?, patterns = ?, ordered = ?, has_effects = ?, revision = revision + 1 where id = ?",
+                "update trilogue_groups set app = ?, patterns = ?, ordered = ?, has_effects = ?, revision = revision + 1 "
+                "where id = ?",
                 (group.app, patterns, group.ordered, group.has_effects, there[0][0]),
             )
             if there[0][3] != group.ordered:
@@ -92,8 +93,8 @@ def seek(
         return cursor
     if has_effects and reset is None:
         raise Unsupported(
-            f"group {name!r} writes through `db`: replaying it in place would apply every effect twice; give its handler reset= and "
-            "name the app (--app MODULE:APP), or replay into a new group"
+            f"group {name!r} writes through `db`: replaying it in place would apply every effect twice; give its handler reset= "
+            "and name the app (--app MODULE:APP), or replay into a new group"
         )
     if reset is not None:
         reset(db)

@@ -76,8 +76,8 @@ def check_envelope(envelope: Envelope, payload_bytes: int) -> None:
     """Raise Rejected if this envelope must not go onto a log."""
     if len(envelope.data) > payload_bytes:
         raise Rejected(
-            f"event {envelope.type!r} has {len(envelope.data)} bytes, the limit is {payload_bytes}: store the content elsewhere and "
-            "publish where, or raise ?payload_bytes= in the URL"
+            f"event {envelope.type!r} has {len(envelope.data)} bytes, the limit is {payload_bytes}: store the content elsewhere "
+            "and publish where, or raise ?payload_bytes= in the URL"
         )
     if envelope.key is not None and len(envelope.key) > KEY_CHARS:
         raise Rejected(f"the key of event {envelope.type!r} has {len(envelope.key)} characters, the limit is {KEY_CHARS}")
@@ -314,7 +314,10 @@ def _rows_of_key(sql: Sql, key: str, where: str, values: list[Any], order: str, 
         f"select {columns} from trilogue_places p cross join trilogue_records r on r.position = p.position where p.slot = ? and "
         f"p.position <= ? and r.key = ? and {where.replace('r.position', 'p.position')} order by p.position {order} limit ?"
     )
-    newer = f"select {columns} from trilogue_records r where r.position > ? and r.key = ? and {where} order by r.position {order} limit ?"
+    newer = (
+        f"select {columns} from trilogue_records r where r.position > ? and r.key = ? and {where} "
+        f"order by r.position {order} limit ?"
+    )
     parts = [(noted, (slot_of(key), placed, key, *values)), (newer, (placed, key, *values))]
     rows: list[Any] = []
     for statement, bound in parts if order == "asc" else reversed(parts):

@@ -1,0 +1,85 @@
+"""What services register themselves on: `@router.on` above their handlers, `@router.setup` above what makes their tables."""
+
+from collections.abc import Callable
+from typing import Any, Literal, ParamSpec, TypeVar, overload
+
+from trilogue.durations import Duration
+from trilogue.errors import UnknownEvent
+from trilogue.handlers import check_options
+from trilogue.ports import Db
+from trilogue.retry import Retry
+
+P = ParamSpec("P")
+R = TypeVar("R")
+Setup = Callable[[Db], object]
+
+
+class Router:
+    """A bundle of subscriptions, to be included in an App, so that services need not import the app.
+
+    >>> router = Router()
+    """
+
+    def __init__(self) -> None:
+        self.handlers: list[tuple[Callable[..., Any], str | None, dict[str, Any]]] = []
+        self.setups: list[Setup] = []
+
+    @overload
+    def on(self, handler: Callable[P, R], /) -> Callable[P, R]: ...
+
+    @overload
+    def on(
+        self,
+        pattern: str | None = None,
+        /,
+        *,
+        group: str | None = None,
+        order: Literal["key"] | None = "key",
+        retry: Retry | None = None,
+        concurrency: int = 16,
+        timeout: Duration | None = None,
+        on_dead: Literal["skip", "park"] = "skip",
+        batch: int | None = None,
+        start: Literal["now", "beginning"] = "now",
+        reset: Callable[[Db], None] | None = None,
+        db_limit: Duration = "250ms",
+    ) -> Callable[[Callable[P, R]], Callable[P, R]]: ...
+
+    def on(self, handler_or_pattern: Any = None, /, **options: Any) -> Any:
+        """Subscribe a function to the events its first parameter is annotated with; returns it untouched.
+
+        pattern: an AMQP pattern; with an annotation their intersection, alone it hands over the Record.
+        group: its name in production; `module.function` if not given.
+        order: "key": one at a time per key, in order; None: any order.
+        retry: how often and after which waits; then a dead letter. on_dead: "park" keeps the key waiting behind it.
+        concurrency: how many keys at once (1 to 1,000). timeout: of one call of an async handler.
+        batch: most events of one call, for a handler of list[...].
+        start: where a new group begins. reset: empties what it wrote through `db`, before a replay in place.
+        db_limit: how long the SQL of one call with `db` may take.
+        Raises a WiringError when the App is opened.
+        """
+        check_options(options)
+        if isinstance(handler_or_pattern, type):
+            raise UnknownEvent(
+                f"on({handler_or_pattern.__qualname__}): write @app.on alone; the annotation of the parameter says which events"
+            )
+        if callable(handler_or_pattern):
+            self.handlers.append((handler_or_pattern, None, options))
+            return handler_or_pattern
+
+        def register(handler: Callable[P, R]) -> Callable[P, R]:
+            self.handlers.append((handler, handler_or_pattern, options))
+            return handler
+
+        return register
+
+    def setup(self, create: Setup) -> Setup:
+        """Run a function with the database at every start, in one transaction: `create table if not exists …`."""
+        self.setups.append(create)
+        return create
+
+    def include(self, *routers: "Router") -> None:
+        """Take over everything these routers hold."""
+        for router in routers:
+            self.handlers += router.handlers
+            self.setups += router.setups
