@@ -1,6 +1,6 @@
 """One log, read three ways: message queue, event stream, event store."""
 
-from trilogue.app import App, Router
+from trilogue.app import App
 from trilogue.codec import from_cloudevent, to_cloudevent
 from trilogue.errors import (
     BadOption,
@@ -30,6 +30,7 @@ from trilogue.events import Envelope, Group, Receipt, Record, derived_id, event,
 from trilogue.handlers import Context, Effect, Failed
 from trilogue.ports import Db, DeadLetter, Feature, GroupStatus, Query, SeekTo, Status, Store
 from trilogue.retry import Retry
+from trilogue.router import Router
 from trilogue.stores import open_store
 
 __version__ = "0.1.0"

@@ -188,7 +188,7 @@ EARLIEST_US = as_us(datetime.min.replace(tzinfo=UTC))
 LATEST_US = as_us(datetime.max.replace(tzinfo=UTC))
 
 
-class Envelope(msgspec.Struct, frozen=True):
+class Envelope(msgspec.Struct, frozen=True, gc=False):
     """An event as it travels; the attributes are CloudEvents 1.0, `key` is its `partitionkey` extension.
 
     data: the encoded event (JSON). schema_version: of the event class. extensions: further CloudEvents attributes.
@@ -213,7 +213,7 @@ class Envelope(msgspec.Struct, frozen=True):
         return as_datetime(self.time_us)
 
 
-class Record(Envelope, frozen=True):
+class Record(Envelope, frozen=True, gc=False):
     """An Envelope that the log accepted.
 
     position: its place in the log, from 1. recorded_us: the log's own clock, never falling with position.
@@ -234,7 +234,7 @@ class Record(Envelope, frozen=True):
 Durability = Literal["memory", "os-crash"]
 
 
-class Receipt(msgspec.Struct, frozen=True):
+class Receipt(msgspec.Struct, frozen=True, gc=False):
     """What publish() returns: the event is on the log (or its timer is) and survives what `durability` names.
 
     id: the event's id. position: its place in the log, None for a delayed event. due_us: when a delayed event enters.
@@ -293,7 +293,7 @@ class Delivery(msgspec.Struct, eq=False):
     span: Any = None  # which scanned part of the log it came from; the store's own
 
 
-class Settlement(msgspec.Struct):
+class Settlement(msgspec.Struct, gc=False):
     """The answer to one Delivery.
 
     verdict: done; retry after `after_us`, charged as an attempt unless `charged` is False; dead; or release: handed back as

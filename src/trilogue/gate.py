@@ -79,7 +79,7 @@ class HeldRow:
     parked: bool
 
 
-class Key(msgspec.Struct, eq=False):
+class Key(msgspec.Struct, eq=False, gc=False):
     """One key that has something out, waiting or held; made for every key of a claim, hence a Struct."""
 
     slot: int

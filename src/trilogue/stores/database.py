@@ -114,7 +114,12 @@ class Database:
     def _look_in_thread(self, run: Callable[[Sql, log.Types], Any]) -> Any:
         with self._slow_lock:
             try:
-                return run(self._slow_sql, self._slow_types)
+                # One snapshot for all of it: what one statement found must still be true when the next one runs.
+                self._slow_sql.rows("begin")
+                try:
+                    return run(self._slow_sql, self._slow_types)
+                finally:
+                    self._slow_sql.rows("commit")
             except TrilogueError:
                 raise
             except Exception as error:

@@ -81,21 +81,24 @@ def _behind(sql: Sql, types: Types, group_id: int, patterns: tuple[str, ...]) ->
     return count, sql.rows("select recorded_us from trilogue_records where position = ?", (first,))[0][0]
 
 
-def first_needed(sql: Sql, types: Types) -> int | None:
-    """The first position some group still has to read; None if there is none. Cursors alone do not tell: those of slots in
+def _next(sql: Sql, types: Types, group_id: int, patterns: Sequence[str]) -> int | None:
+    """The first position a group still has to read; None if there is none. Cursors alone do not tell: those of slots in
     which nothing happens stay behind."""
+    low = sql.rows("select min(cursor) from trilogue_slots where group_id = ?", (group_id,))[0][0]
+    rows = sql.rows(
+        "select r.position from trilogue_records r join trilogue_slots s on s.group_id = ? and s.slot = r.slot where r.position > ? "
+        f"and r.position > s.cursor and r.type in ({numbers(types.matching(patterns))}) order by r.position limit 1",
+        (group_id, low),
+    )
+    return rows[0][0] if rows else None
+
+
+def first_needed(sql: Sql, types: Types) -> int | None:
+    """The first position some group still has to read; None if there is none."""
     types.load(sql)
-    needed: list[int] = []
-    for group_id, patterns in sql.rows("select id, patterns from trilogue_groups"):
-        low = sql.rows("select min(cursor) from trilogue_slots where group_id = ?", (group_id,))[0][0]
-        kinds = types.matching(msgspec.json.decode(patterns))
-        first = sql.rows(
-            "select r.position from trilogue_records r join trilogue_slots s on s.group_id = ? and s.slot = r.slot "
-            f"where r.position > ? and r.position > s.cursor and r.type in ({numbers(kinds)}) order by r.position limit 1",
-            (group_id, low),
-        )
-        needed += [position for (position,) in first]
-    return min(needed, default=None)
+    groups = sql.rows("select id, patterns from trilogue_groups")
+    needed = [_next(sql, types, group_id, msgspec.json.decode(patterns)) for group_id, patterns in groups]
+    return min((position for position in needed if position is not None), default=None)
 
 
 def _held(sql: Sql, group_id: int) -> dict[str, int]:
@@ -133,7 +136,7 @@ def is_idle(sql: Sql, types: Types, names: Sequence[str]) -> bool:
     for name in names:
         group_id = group_id_of(sql, name)
         patterns = tuple(msgspec.json.decode(sql.rows("select patterns from trilogue_groups where id = ?", (group_id,))[0][0]))
-        if _behind(sql, types, group_id, patterns)[0] or _moving(sql, group_id):
+        if _next(sql, types, group_id, patterns) is not None or _moving(sql, group_id):
             return False
     return True
 

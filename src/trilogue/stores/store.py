@@ -99,7 +99,7 @@ class SqlStore:
 
     async def append(self, envelopes: Sequence[Envelope], *, expected: tuple[str, int] | None = None) -> list[int]:
         """Put envelopes on the log: all or none, in this order, durable on return."""
-        self._opened().check_open()
+        self._opened()
         for envelope in envelopes:
             log.check_envelope(envelope, self.payload_bytes)
         if expected is not None:
@@ -183,17 +183,17 @@ class SqlStore:
 
     async def bind(self, bound_groups: Sequence[Group], *, work: bool = True) -> None:
         """Declare groups; with `work`, take a share of their slots."""
-        self._opened().check_open()
+        self._opened()
         await self._worker.bind(bound_groups, work=work)
 
     async def claim(self, group: str, *, limit: int, wait_s: float) -> list[Delivery]:
         """Lend up to `limit` deliveries, waiting up to `wait_s` for the first."""
-        self._opened().check_open()
+        self._opened()
         return await self._worker.claim(group, limit=limit, wait_s=wait_s)
 
     def settle(self, group: str, answers: Sequence[Settlement | InTransaction]) -> Awaitable[list[Delivery]]:
         """Answer deliveries; the keys of finished ones are free at once, the awaitable returns those whose lease was lost."""
-        self._opened().check_open()
+        self._opened()
         return self._worker.settle(group, answers)
 
     async def seek(
@@ -279,7 +279,7 @@ class SqlStore:
 
     async def handled(self, group: str, position: int) -> bool:
         """Whether a group has finished the record at a position."""
-        self._opened().check_open()
+        self._opened()
         with self._db.reading():
             return status.handled(self._db.sql, self._db.types, group, position)
 

@@ -273,11 +273,12 @@ class Worker:
         self._db.check_open()
         bound = self._bound_or_raise(group)
         gate = bound.gate
-        live, lost = _live([self._storable(answer) for answer in answers])
-        plan = gate.plan(delivery for answer in live for delivery in _deliveries(answer))
+        live, lost = _live(answers)
+        plan = gate.plan([delivery for answer in live for delivery in _deliveries(answer)])
         early: list[Settlement] = []
         rest: list[Settlement | InTransaction] = []
         for answer in live:
+            answer = self._storable(answer)
             if isinstance(answer, Settlement) and gate.finish_early(answer):
                 early.append(answer)
             else:
@@ -380,7 +381,7 @@ def _weight(plan: Plan, early: Sequence[Settlement], rest: Sequence[Settlement |
     """About how many rows; effects always go through the thread, they run the user's code."""
     effects = 1_000 if any(isinstance(answer, InTransaction) for answer in rest) else 0
     emits = sum(len(settlement.emits) for settlement in early)
-    return 1 + effects + emits + len(rest) + len(plan.rows) + len(plan.followers)
+    return 1 + effects + emits + len(early) // 4 + len(rest) + len(plan.rows) + len(plan.followers)
 
 
 def machine_us() -> int:
