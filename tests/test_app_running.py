@@ -230,7 +230,7 @@ def test_an_orphaned_group_is_refused_with_the_way_out(file_url: str) -> None:
         async with new.running():  # nothing waits for it yet
             await new.publish(Watched("u"))
             await new.wait_idle()
-        with pytest.raises(OrphanedGroup, match=r"'old' has 1 records waiting and no handler .* group='old' .* groups drop old"):
+        with pytest.raises(OrphanedGroup, match=r"'old' has records waiting and no handler .* group='old' .* groups drop old"):
             async with new.running():
                 pytest.fail("started")
         other = App(file_url, name="other")

@@ -8,6 +8,7 @@ Whatever happens: a key is never out twice, its records are handled in order, an
 
 from dataclasses import dataclass, field
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -383,3 +384,25 @@ def test_what_a_key_had_waiting_is_lent_in_parts_in_order() -> None:
     for delivery in part:
         gate.finish_early(Settlement(delivery))
     assert [d.record.position for d in gate.take_ready(10)] == [6, 7, 8]
+
+
+def test_a_cursor_never_passes_what_is_out_in_a_span_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trilogue.gate.CURSOR_SPREAD", 0)
+    gate = Gate("g", ordered=True)
+    gate.own(Lease(1, 1, 1 << 60, lambda: 0), 0)
+    [ahead] = gate.admit([(1, Record("r10", "t", b"", "a", position=10))], 500)
+    gate.own(Lease(40, 1, 1 << 60, lambda: 0), 0)  # lags: the scan goes back
+    [behind] = gate.admit([(40, Record("r20", "t", b"", "b", position=20))], 300)
+    plan = gate.plan([behind])
+    assert plan.cursors == {40: 300}  # not slot 1, whose record 10 is out and has no row
+    assert not ahead.is_held
+
+
+def test_a_record_known_twice_is_lent_once() -> None:
+    gate = Gate("g", ordered=False)
+    gate.own(Lease(1, 1, 1 << 60, lambda: 0), 0)
+    gate.learn_held([], [(0, 10, 1), (5, 10, 1)])
+    assert gate.due_loose(9, 10) == [10]
+    gate.lend_loose([HeldRow(Record("r10", "t", b"", None, position=10), 1, 0, 1, False)])
+    gate.learn_held([], [(0, 10, 1)])
+    assert gate.due_loose(9, 10) == []

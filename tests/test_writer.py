@@ -298,10 +298,25 @@ def test_too_much_waiting_is_refused_and_ends(monkeypatch: pytest.MonkeyPatch) -
         connection.free.clear()
         waiting = [writer.submit(step("a"), rows=1_000) for _ in range(2)]
         with pytest.raises(Unavailable, match="more than 1500 changes wait to be written: publish slower, or await each publish"):
-            writer.submit(step("b"))
+            writer.post(step("b"), lambda _result, _error: None, rows=1, broke=lambda: None, is_append=True)
+        settling = writer.submit(step("c"))  # what has been handled is always taken
         connection.free.set()
-        await outcomes(*waiting)
+        await outcomes(*waiting, settling)
         assert await writer.submit(step("b")) == "b"
+
+    run(main)
+
+
+@pytest.mark.parametrize("error", [SystemExit("out"), StopIteration(), KeyboardInterrupt()], ids=repr)
+def test_what_the_users_code_raises_never_ends_the_writer(error: BaseException) -> None:
+    async def main(writer: Writer, connection: Recorder) -> None:
+        def fail(_: Sql) -> None:
+            raise error
+
+        for rows in (1, 1_000):  # on the spot, and in the thread
+            with pytest.raises(RuntimeError, match=type(error).__name__):
+                await writer.submit(fail, rows=rows)
+            assert await writer.submit(step("b"), rows=rows) == "b"
 
     run(main)
 

@@ -118,6 +118,7 @@ class App(Router):
                 for task in tasks:
                     task.cancel()
                 await asyncio.gather(*(runner.stop(seconds(grace)) for runner in runners))
+                await self.store.leave()
                 loop_watch.stop()
                 threads.shutdown(wait=False, cancel_futures=True)
 
@@ -130,14 +131,12 @@ class App(Router):
             await asyncio.sleep(TRIM_EVERY_S)
 
     async def _refuse_orphans(self) -> None:
-        ours = {sub.group.name for sub in self.subscriptions}
-        for group in (await self.store.status()).groups:
-            if group.app == self.name and group.name not in ours and group.lag and not group.workers:
-                raise OrphanedGroup(
-                    f"group {group.name!r} has {group.lag} records waiting and no handler in this program: give its handler "
-                    f"group={group.name!r} again, or forget it with `trilogue groups drop {group.name}`; if another program "
-                    "reads with it, tell the two apart by App(name=...)"
-                )
+        for group in await self.store.orphans(self.name, [sub.group.name for sub in self.subscriptions]):
+            raise OrphanedGroup(
+                f"group {group!r} has records waiting and no handler in this program: give its handler "
+                f"group={group!r} again, or forget it with `trilogue groups drop {group}`; if another program reads "
+                "with it, tell the two apart by App(name=...)"
+            )
 
     async def run(self, *, grace: Duration = GRACE) -> None:
         """Run until SIGTERM or SIGINT: finish what has begun, settle, return. A second signal ends the process at once."""

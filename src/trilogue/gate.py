@@ -245,7 +245,10 @@ class Gate:
         """Positions of held records without order that may go out now: load each and give it to lend_loose()."""
         due: list[int] = []
         while self._loose and self._loose[0][0] <= now_us and len(due) < limit:
-            due.append(heapq.heappop(self._loose)[1])
+            position = heapq.heappop(self._loose)[1]
+            # One that came back and was read from the store as well has two entries.
+            if position not in self._loose_out and position not in due:
+                due.append(position)
         return due
 
     def lend_key(self, name: str, rows: Sequence[HeldRow], now_us: int) -> list[Delivery]:
@@ -425,8 +428,10 @@ class Gate:
     def _sync_cursors(self, plan: Plan, end: int) -> None:
         """Slots that saw nothing for long get their cursor too: a restart must not read the whole log again for them."""
         self.synced = end
+        # After the scan has gone back, a span behind `end` may still hold records of a slot before it.
+        unmoved = {slot for span in self.spans for slot in span.slots}
         for slot in self.leases:
-            if self.seen[slot] >= end and self.stored[slot] < end:
+            if slot not in unmoved and self.seen[slot] >= end and self.stored[slot] < end:
                 plan.cursors[slot] = self.stored[slot] = end
 
     def finish_early(self, settlement: Settlement) -> bool:

@@ -114,16 +114,22 @@ class Outcomes:
         return alone, together
 
     def decoded(self, batch: Sequence[Delivery]) -> tuple[list[Settlement], list[Delivery], list[Any]]:
-        """Settlements of what cannot be decoded; the other deliveries, and their events."""
+        """Settlements of what cannot be decoded and of what waits behind that; the other deliveries, and their events."""
         failed: list[Settlement] = []
         deliveries: list[Delivery] = []
         events: list[Any] = []
+        held: set[str | None] = set()
         for delivery in batch:
+            if delivery.record.key in held:
+                failed.append(Settlement(delivery, "release"))
+                continue
             try:
                 events.append(self._sub.decode(delivery.record))
                 deliveries.append(delivery)
             except Exception as error:
                 failed.append(self.failed(delivery, error))
+                if self._sub.group.ordered and failed[-1].holds_key and delivery.record.key is not None:
+                    held.add(delivery.record.key)
         return failed, deliveries, events
 
     def batch_in_transaction(self, batch: Sequence[Delivery]) -> list[Answer]:
@@ -149,7 +155,10 @@ class Outcomes:
             for n, delivery in enumerate(deliveries)
         ]
         emitted = [item for item in items if not isinstance(item, Failed)]
-        for n, caused in _by_cause(deliveries, emitted).items():
+        if emitted and len(failed) == len(deliveries):
+            raise BadOption("the handler says that all of its batch failed, and returns events to publish: it cannot be both")
+        done = [n for n in range(len(deliveries)) if n not in failed]
+        for n, caused in _by_cause(deliveries, done, emitted).items():
             settlements[n].emits = self._emits(deliveries[n], caused)
         return settlements
 
@@ -170,14 +179,14 @@ class Outcomes:
         ]
 
 
-def _by_cause(deliveries: Sequence[Delivery], emitted: Sequence[object]) -> dict[int, list[object]]:
-    """Which of a batch caused what it emitted: the last event with the same key, or else the last of all."""
-    last = {delivery.record.key: n for n, delivery in enumerate(deliveries)}
+def _by_cause(deliveries: Sequence[Delivery], done: Sequence[int], emitted: Sequence[object]) -> dict[int, list[object]]:
+    """Which of those done caused what was emitted: the last event with the same key, or else the last of all."""
+    last = {deliveries[n].record.key: n for n in done}
     causes: dict[int, list[object]] = {}
     for event in emitted:
         cls: Any = type(event)
         key = coder(cls).key(event) if is_event(cls) else None
-        n = last[key] if key is not None and key in last else len(deliveries) - 1
+        n = last[key] if key is not None and key in last else done[-1]
         causes.setdefault(n, []).append(event)
     return causes
 

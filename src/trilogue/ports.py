@@ -148,6 +148,9 @@ class Store(Protocol):
     async def bind(self, groups: Sequence[Group], *, work: bool = True) -> None:
         """Declare groups, idempotently. work: also become a worker for them, taking a share of the slots."""
 
+    async def leave(self) -> None:
+        """Stop working for all groups: hand back what is out, uncharged, and give up all slots."""
+
     async def append(self, envelopes: Sequence[Envelope], *, expected: tuple[str, int] | None = None) -> list[int]:
         """Put envelopes on the log: all or none, in this order, durable on return. Returns their positions.
 
@@ -215,6 +218,9 @@ class Store(Protocol):
 
     async def handled(self, group: str, position: int) -> bool:
         """Whether the group has finished this record; raises HandlerFailed if it is a dead letter."""
+
+    async def orphans(self, app: str, names: Sequence[str]) -> list[str]:
+        """Groups of an app beyond these names that have work and nobody who does it."""
 
     async def idle(self, names: Sequence[str]) -> bool:
         """Whether these groups have nothing left to do; dead and parked records and what waits behind them do not count."""

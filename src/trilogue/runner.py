@@ -74,7 +74,7 @@ class Runner:
         self._coalescing: asyncio.TimerHandle | None = None
         self._room = asyncio.Event()
         self._stopping = False
-        self._least = max(2 * sub.concurrency, sub.batch or 0)
+        self._least = min(CLAIM_RECORDS, max(2 * sub.concurrency, sub.batch or 0))
         self._limit = self._least
         self._backoff_until = 0.0
         self._interruptible = False
@@ -180,7 +180,11 @@ class Runner:
                     if self._stopping or delivery.lease.lost:
                         self._release(run[n - 1 :])
                         break
-                    answer = await self._handle(lane, delivery)
+                    try:
+                        answer = await self._handle(lane, delivery)
+                    except asyncio.CancelledError:
+                        self._release(run[n:])
+                        raise
                     self._answer(answer)
                     if n < len(run) and await self._holds_up(answer):
                         self._release(run[n:])

@@ -56,21 +56,19 @@ def held_index(
     return [(key, slot, NEVER_US if state == PARKED else due) for key, slot, state, due, _ in keys], loose
 
 
-def held_of_key(sql: Sql, types: Types, group_id: int, slot: int, key: str) -> list[HeldRow]:
+def held_of_key(sql: Sql, types: Types, group_id: int, slot: int, key: str, *, limit: int) -> list[HeldRow]:
     """The first held rows of a key, in order."""
     rows = sql.rows(
-        f"{_HELD} where h.group_id = ? and h.slot = ? and h.key = ? and h.state < {DEAD} order by h.position limit {RUN_RECORDS}",
-        (group_id, slot, key),
+        f"{_HELD} where h.group_id = ? and h.slot = ? and h.key = ? and h.state < {DEAD} order by h.position limit ?",
+        (group_id, slot, key, min(limit, RUN_RECORDS)),
     )
     return [_held_row(sql, types, row) for row in rows]
 
 
-def held_at(sql: Sql, types: Types, group_id: int, positions: Sequence[int]) -> list[HeldRow]:
-    """The held rows at these positions that are still ready."""
-    rows = sql.rows(
-        f"{_HELD} where h.group_id = ? and h.position in ({numbers(positions)}) and h.state = {READY} order by h.position",
-        (group_id,),
-    )
+def held_at(sql: Sql, types: Types, group_id: int, positions: Sequence[int], now_us: int) -> list[HeldRow]:
+    """The held rows at these positions that are still ready, and due."""
+    where = f"h.group_id = ? and h.position in ({numbers(positions)}) and h.state = {READY} and h.due_us <= ?"
+    rows = sql.rows(f"{_HELD} where {where} order by h.position", (group_id, now_us))
     return [_held_row(sql, types, row) for row in rows]
 
 

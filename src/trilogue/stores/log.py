@@ -134,24 +134,32 @@ def append_all(sql: Sql, types: Types, appends: Sequence[Sequence[Envelope]], no
     rows = [_row(sql, types, envelope, head + n, at_us) for n, envelope in enumerate(_chain(appends), 1)]
     stored = sql.many(_INSERT, rows) if len(rows) > 1 else _insert_one(sql, rows)
     outcomes = _cut(rows, appends)
-    note_places(sql, types, head + len(rows))
     if stored == len(rows):
+        note_places(sql, types, head + len(rows))
         return [[row[0] for row in cut] for cut in outcomes]
     # Some id was there already: rare, so repetitions are told from conflicts one by one.
-    return [_sort_out(sql, types, envelopes, cut) for envelopes, cut in zip(appends, outcomes, strict=True)]
+    sorted_out = [_sort_out(sql, types, envelopes, cut) for envelopes, cut in zip(appends, outcomes, strict=True)]
+    note_places(sql, types, newest(sql)[0])
+    return sorted_out
 
 
-def note_places(sql: Sql, types: Types, head: int) -> None:
-    """Note the places of some thousand records at once, when so many are new."""
-    if types.placed is not None and head - types.placed < PLACE_RECORDS:
+def note_places(sql: Sql, types: Types, head: int, *, least: int = PLACE_RECORDS) -> None:
+    """Note places and count types for some thousand records at once, when at least so many are new.
+
+    head: the newest position, not more: what comes later must not seem to be noted.
+    """
+    if types.placed is not None and head - types.placed < least:
         return
     types.placed = int(sql.rows("select placed from trilogue_progress")[0][0])  # another process may have done it
-    if head - types.placed < PLACE_RECORDS:
+    if head - types.placed < least:
         return
+    new = (types.placed, head)
+    counts = sql.rows("select count(*), type from trilogue_records where position > ? and position <= ? group by type", new)
+    sql.many("update trilogue_types set counted = counted + ? where id = ?", counts)
     sql.rows(
         "insert into trilogue_places select slot, position from trilogue_records "
         "where position > ? and position <= ? and key is not null order by slot, position",
-        (types.placed, head),
+        new,
     )
     sql.rows("update trilogue_progress set placed = ?", (head,))
     types.placed = head
@@ -282,8 +290,8 @@ def emit(sql: Sql, types: Types, envelopes: Sequence[Envelope], now_us: int) -> 
     head, last_us = newest(sql)
     at_us = max(now_us, last_us)
     rows = [_row(sql, types, envelope, head + n, at_us) for n, envelope in enumerate(envelopes, 1)]
-    sql.many(_INSERT, rows)
-    note_places(sql, types, head + len(rows))
+    stored = sql.many(_INSERT, rows)
+    note_places(sql, types, head + len(rows) if stored == len(rows) else newest(sql)[0])
 
 
 # ── read ─────────────────────────────────────────────────────────────────────────────────────────────────────────────

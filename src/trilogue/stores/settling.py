@@ -19,7 +19,7 @@ from trilogue.ports import Db
 from trilogue.stores.groups import DEAD, PARKED, READY
 from trilogue.stores.log import Types, emit
 from trilogue.stores.members import Member
-from trilogue.stores.writer import Again, Sql
+from trilogue.stores.writer import Again, Sql, answerable
 
 ERROR_CHARS = 2_000
 TRACEBACK_CHARS = 20_000
@@ -62,12 +62,13 @@ class Effects:
         self.deadline(work.limit_us)
         try:
             settlements = self._run(work)
-        except Exception as error:
+        except BaseException as raised:
             self.deadline(None)
+            error = self.translate(answerable(raised))
             if not self.in_transaction():
-                self._give_up(work, self.translate(error))
+                self._give_up(work, error)
             sql.rows("rollback to effect")
-            settlements = work.failed(self.translate(error))
+            settlements = work.failed(error)
         finally:
             self.deadline(None)
         sql.rows("release effect")
@@ -115,7 +116,8 @@ def settle(
         lost += [settlement.delivery for settlement in early if not _holds(settlement.delivery, mine)]
         early = [settlement for settlement in early if _holds(settlement.delivery, mine)]
     settlements = _decide(sql, effects, plan, mine, rest, lost)
-    emits = [envelope for settlement in (*early, *settlements) for envelope in settlement.emits]
+    done = (*early, *(settlement for settlement in settlements if settlement.verdict == "done"))
+    emits = [envelope for settlement in done for envelope in settlement.emits]
     if emits:
         emit(sql, types, emits, now_us)
     _write_held(sql, group_id, settlements, now_us, ordered=plan.ordered)

@@ -120,7 +120,11 @@ class SqliteConnection:
 
     def commit(self) -> None:
         """Make it durable and let the next one write."""
-        self.sql.rows("commit")
+        try:
+            self.sql.rows("commit")
+        except apsw.IOError:
+            self._is_broken = self.path != ":memory:"  # a failed fsync must never be tried again on the same handle
+            raise
         self._funlock()
         self._turn.release()
 

@@ -85,9 +85,10 @@ def _next(sql: Sql, types: Types, group_id: int, patterns: Sequence[str]) -> int
     """The first position a group still has to read; None if there is none. Cursors alone do not tell: those of slots in
     which nothing happens stay behind."""
     low = sql.rows("select min(cursor) from trilogue_slots where group_id = ?", (group_id,))[0][0]
+    kinds = numbers(types.matching(patterns))
     rows = sql.rows(
-        "select r.position from trilogue_records r join trilogue_slots s on s.group_id = ? and s.slot = r.slot where r.position > ? "
-        f"and r.position > s.cursor and r.type in ({numbers(types.matching(patterns))}) order by r.position limit 1",
+        "select r.position from trilogue_records r join trilogue_slots s on s.group_id = ? and s.slot = r.slot "
+        f"where r.position > ? and r.position > s.cursor and r.type in ({kinds}) order by r.position limit 1",
         (group_id, low),
     )
     return rows[0][0] if rows else None
@@ -118,16 +119,29 @@ def _held(sql: Sql, group_id: int) -> dict[str, int]:
 
 
 def count_types(sql: Sql) -> dict[str, int]:
-    """Records ever accepted by type; only what came since the last count is read."""
-    counted = sql.rows("select counted from trilogue_progress")[0][0]
-    head = newest(sql)[0]
-    fresh = sql.rows(
-        "select count(*), type from trilogue_records where position > ? and position <= ? group by type",
-        (counted, head),
+    """Records ever accepted by type: counted with the places (log.py), and those after the last noted one."""
+    newer = (
+        "select t.name, 1 from trilogue_records r join trilogue_types t on t.id = r.type "
+        "where r.position > (select placed from trilogue_progress)"
     )
-    sql.many("update trilogue_types set counted = counted + ? where id = ?", fresh)
-    sql.rows("update trilogue_progress set counted = ?", (head,))
-    return dict(sql.rows("select name, sum(counted) from trilogue_types group by name order by name"))
+    both = f"select name, counted as n from trilogue_types union all {newer}"
+    return dict(sql.rows(f"select name, sum(n) from ({both}) group by name order by name"))
+
+
+def orphans(sql: Sql, types: Types, app: str, names: Sequence[str]) -> list[str]:
+    """Groups of an app that are not among these, have work and nobody who does it."""
+    types.load(sql)
+    found = []
+    for group_id, name, patterns in sql.rows(
+        "select id, name, patterns from trilogue_groups g where app = ? and not exists (select 1 from trilogue_members m "
+        "where m.group_id = g.id and m.lease_us >= ?) order by name",
+        (app, time.monotonic_ns() // 1_000),
+    ):
+        if name not in names and (
+            _next(sql, types, group_id, msgspec.json.decode(patterns)) is not None or _moving(sql, group_id)
+        ):
+            found.append(name)
+    return found
 
 
 def is_idle(sql: Sql, types: Types, names: Sequence[str]) -> bool:

@@ -4,11 +4,12 @@
     seek, pause, drop     ──▶ groups.py                              dead, redrive        ──▶ dead.py
     status, handled, idle ──▶ status.py                              query, transact      ──▶ database.py, userdb.py
 
-every 5 ms: has another process committed? is a timer due?  every lease/3: report for work, slots move
+every 5 ms: has anybody committed? is a timer due?  every lease/3: report for work, slots move
 """
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
@@ -32,6 +33,9 @@ from trilogue.stores.worker import Worker
 from trilogue.stores.writer import Sql
 
 POLL_S = 0.005
+WATCH_BACKOFF_S = 1.0
+
+logger = logging.getLogger("trilogue")
 
 
 class SqlStore:
@@ -70,6 +74,7 @@ class SqlStore:
         with self._db.reading():
             self._next_timer_us = timers.next_us(self._db.sql)
         self._worker = Worker(self._db, lease_us=self.lease_us, payload_bytes=self.payload_bytes)
+        self._attend_at = 0.0
         self._watching = asyncio.create_task(self._watch(), name="trilogue watch")
         self._is_open = True
 
@@ -152,21 +157,31 @@ class SqlStore:
                 await changed.wait()
 
     async def _watch(self) -> None:
-        attend_at = 0.0
-        worker = self._worker
         while True:
             await asyncio.sleep(POLL_S)
-            with contextlib.suppress(TrilogueError):
-                version = self._db.version()
-                if version != self._version:
-                    self._version = version
-                    self._look_again()
-                if self._next_timer_us is not None and self._next_timer_us <= now_us() and worker.works:
-                    await self._fire()
-                if worker.works and (worker.attend_now.is_set() or time.monotonic() >= attend_at):
-                    worker.attend_now.clear()
-                    attend_at = time.monotonic() + self.lease_us / 3_000_000
-                    await worker.attend()
+            for step in (self._notice, self._fire_due, self._attend_due):
+                try:
+                    await step()
+                except Exception as error:  # whatever it is: a worker that stops looking says nothing ever after
+                    logger.warning("%s: looking after the log failed, trying again: %s", self.url, error)
+                    await asyncio.sleep(WATCH_BACKOFF_S)
+
+    async def _notice(self) -> None:
+        version = self._db.version()
+        if version != self._version:
+            self._version = version
+            self._look_again()
+
+    async def _fire_due(self) -> None:
+        if self._next_timer_us is not None and self._next_timer_us <= now_us() and self._worker.works:
+            await self._fire()
+
+    async def _attend_due(self) -> None:
+        worker = self._worker
+        if worker.works and (worker.attend_now.is_set() or time.monotonic() >= self._attend_at):
+            worker.attend_now.clear()
+            self._attend_at = time.monotonic() + self.lease_us / 3_000_000
+            await worker.attend()
 
     def _look_again(self) -> None:
         with self._db.reading():
@@ -185,6 +200,10 @@ class SqlStore:
         """Declare groups; with `work`, take a share of their slots."""
         self._opened()
         await self._worker.bind(bound_groups, work=work)
+
+    async def leave(self) -> None:
+        """Stop working for all groups."""
+        await self._worker.leave()
 
     async def claim(self, group: str, *, limit: int, wait_s: float) -> list[Delivery]:
         """Lend up to `limit` deliveries, waiting up to `wait_s` for the first."""
@@ -267,6 +286,7 @@ class SqlStore:
             return 0
 
         def remove(sql: Sql) -> int:
+            log.note_places(sql, self._db.writer_types, log.newest(sql)[0], least=1)  # what goes must have been counted
             needed = None if force else status.first_needed(sql, self._db.writer_types)
             return retention.trim(sql, before_us=before_us, keep=keep, needed=needed, force=force, streams=streams)
 
@@ -283,20 +303,26 @@ class SqlStore:
         with self._db.reading():
             return status.handled(self._db.sql, self._db.types, group, position)
 
+    async def orphans(self, app: str, names: Sequence[str]) -> list[str]:
+        """Groups of an app beyond these names that have work and nobody who does it."""
+        found: list[str] = await self._opened().look(lambda sql, types: status.orphans(sql, types, app, names))
+        return found
+
     async def idle(self, names: Sequence[str]) -> bool:
         """Whether these groups have nothing left to do."""
         return bool(await self._opened().look(lambda sql, types: status.is_idle(sql, types, names)))
 
     async def status(self) -> Status:
         """The whole log at a glance."""
-        counts: dict[str, int] = await self._write(status.count_types)
 
         def look(sql: Sql, types: log.Types) -> Status:
             waiting = sql.rows("select count(*) from trilogue_timers")[0][0]
             size = sql.rows("select page_count * page_size from pragma_page_count(), pragma_page_size()")[0][0]
             head = log.newest(sql)[0]
             oldest = log.oldest(sql) if head else 0
-            return Status(self.url, head, oldest, counts, waiting, size + self._db.wal_bytes(), status.groups(sql, types))
+            return Status(
+                self.url, head, oldest, status.count_types(sql), waiting, size + self._db.wal_bytes(), status.groups(sql, types)
+            )
 
         found: Status = await self._opened().look(look)
         return found

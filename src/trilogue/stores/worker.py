@@ -31,7 +31,7 @@ class _Bound:
         self.group = group
         self.gate = Gate(group.name, ordered=group.ordered)
         self.group_id = 0
-        self.revision = -1
+        self.revision: int | None = -1
         self.paused = False
         self.works = False
         self.kinds: list[int] = []
@@ -69,7 +69,7 @@ class Worker:
 
     def look_again(self, revisions: dict[str, int]) -> None:
         """Wake everybody; report for work if a group is not as we knew it. revisions: by group."""
-        if any(b.works and revisions.get(name, b.revision) != b.revision for name, b in self._bound.items()):
+        if any(b.works and revisions.get(name) != b.revision for name, b in self._bound.items()):
             self.attend_now.set()
         self.wake_all()
 
@@ -142,6 +142,7 @@ class Worker:
         for bound, generation, attendance in zip(working, generations, reports, strict=True):
             if attendance is None:  # it was dropped: nothing of it is ours any more, and the other groups go on
                 bound.gate.reset()
+                bound.revision = None
             elif bound.gate.generation is generation:
                 self._take_over(bound, attendance)
             else:  # it began anew while the report was written: what the report says may be older than what was undone
@@ -184,7 +185,11 @@ class Worker:
         until = time.monotonic() + wait_s
         while True:
             bound.wake.clear()
-            deliveries = await self._lend(bound, limit)
+            try:
+                deliveries = await self._lend(bound, limit)
+            except Exception:
+                self._begin_anew(bound)  # what was lent on the way to the error is known to nobody
+                raise
             due_us = NEVER_US if bound.paused or not bound.gate.leases else bound.gate.next_due_us()
             left = min(until - time.monotonic(), (due_us - now_us()) / 1_000_000)
             if deliveries or until <= time.monotonic() or not self._db.is_open:
@@ -226,11 +231,12 @@ class Worker:
             names = gate.due_keys(now, limit)
             for n, name in enumerate(names, 1):
                 room = limit - len(lent) - (len(names) - n)  # one at least for each key that was taken
-                rows = claiming.held_of_key(self._db.sql, self._db.types, bound.group_id, gate.keys[name].slot, name)
-                lent += gate.lend_key(name, rows[:room], now)
+                slot = gate.keys[name].slot
+                rows = claiming.held_of_key(self._db.sql, self._db.types, bound.group_id, slot, name, limit=room)
+                lent += gate.lend_key(name, rows, now)
             loose = gate.due_loose(now, limit - len(lent))
             if loose:
-                lent += gate.lend_loose(claiming.held_at(self._db.sql, self._db.types, bound.group_id, loose))
+                lent += gate.lend_loose(claiming.held_at(self._db.sql, self._db.types, bound.group_id, loose, now))
         return lent
 
     async def _scan(self, bound: _Bound, limit: int) -> tuple[list[Delivery], bool]:
@@ -308,7 +314,12 @@ class Worker:
                 self._db.writer_types.forget()
                 raise
 
-        return self._db.writer.submit(write, rows=_weight(plan, early, rest), broke=lambda: self._broke(plan))
+        try:
+            return self._db.writer.submit(write, rows=_weight(plan, early, rest), broke=lambda: self._broke(plan))
+        except TrilogueError:
+            self._broke(plan)  # the gate has moved on already: it begins anew from what is stored
+            self._restart(bound, plan)
+            raise
 
     async def _settled(
         self,
@@ -346,9 +357,12 @@ class Worker:
 
     def _restart(self, bound: _Bound, plan: Plan) -> None:
         if bound.gate.generation is plan.generation:
-            bound.gate.reset()
-            bound.revision = -1
-            self.attend_now.set()
+            self._begin_anew(bound)
+
+    def _begin_anew(self, bound: _Bound) -> None:
+        bound.gate.reset()
+        bound.revision = -1
+        self.attend_now.set()
 
     def _check(self, envelope: Envelope) -> None:
         log.check_envelope(envelope, self._payload_bytes)

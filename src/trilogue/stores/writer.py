@@ -140,7 +140,7 @@ class Writer:
         """
         if self._closed:
             raise Unavailable("the store is closed: open it before use, and finish before leaving its `async with`")
-        if self._queued > QUEUE_ROWS:
+        if is_append and self._queued > QUEUE_ROWS:
             raise Unavailable(f"more than {QUEUE_ROWS} changes wait to be written: publish slower, or await each publish")
         self._waiting.append(Job(run, finish, rows, broke, is_append=is_append))
         self._queued += rows
@@ -254,9 +254,7 @@ class Writer:
             return 0
         except BaseException as error:
             connection.rollback()
-            if not isinstance(error, Exception):
-                raise
-            return self._fail(jobs[:done] or jobs, connection.translate(error, at_commit=done > 0))
+            return self._fail(jobs[:done] or jobs, connection.translate(answerable(error), at_commit=done > 0))
         return done
 
     def _run_all(self, jobs: list[Job], until: float) -> int:
@@ -276,8 +274,8 @@ class Writer:
             sql.rows("release job")
         except Again:
             raise
-        except Exception as error:
-            job.error = self._connection.translate(error)
+        except BaseException as error:
+            job.error = self._connection.translate(answerable(error))
             job.broke()
             if not isinstance(error, TrilogueError):
                 log.debug("a change failed", exc_info=True)
@@ -292,6 +290,13 @@ class Writer:
             job.error = error
             job.broke()
         return len(jobs)
+
+
+def answerable(error: BaseException) -> Exception:
+    """An error that a future can hold: a SystemExit or StopIteration of the user's code must not end the writer."""
+    if isinstance(error, Exception) and not isinstance(error, StopIteration):
+        return error
+    return RuntimeError(f"{type(error).__qualname__}: {error}")
 
 
 def _first(jobs: list[Job]) -> list[Job]:

@@ -7,7 +7,7 @@ create table trilogue_types (
   name           text not null,
   source         text not null,
   schema_version integer not null,
-  counted        integer not null default 0,   -- records of this type up to counted_to
+  counted        integer not null default 0,   -- records of this type up to trilogue_progress.placed
   unique (name, source, schema_version)
 );
 
@@ -32,7 +32,7 @@ create unique index trilogue_records_id on trilogue_records (id);
 create unique index trilogue_records_stream on trilogue_records (stream, version) where stream is not null;
 
 create table trilogue_groups (
-  id          integer primary key,
+  id          integer primary key autoincrement,  -- never given to another group: settlements are fenced by it
   name        text not null unique,
   app         text not null,                   -- the program whose handler it is
   patterns    text not null,                   -- JSON list
@@ -102,6 +102,6 @@ create table trilogue_places (
   primary key (slot, position)
 ) without rowid;
 
--- One row: how far the types are counted, and the places noted.
-create table trilogue_progress (counted integer not null, placed integer not null);
-insert into trilogue_progress values (0, 0);
+-- One row: how far places are noted and types counted.
+create table trilogue_progress (placed integer not null);
+insert into trilogue_progress values (0);
