@@ -356,11 +356,6 @@ class Gate:
             self.waiting += len(rest)
         return run[:limit]
 
-    @property
-    def has_ready(self) -> bool:
-        """Whether take_ready() would return something."""
-        return bool(self._ready)
-
     # ── answers ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def plan(self, answered: Iterable[Delivery]) -> Plan:

@@ -145,7 +145,7 @@ class Database:
             connection.close()
 
     def version(self) -> int:
-        """A number that is another one after every commit of somebody else."""
+        """A number that is another one after every commit on another connection, our writer's included."""
         with self.reading():
             version: int = self._reader.pragma("data_version")
             return version

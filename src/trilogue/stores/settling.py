@@ -38,7 +38,8 @@ class Effects:
     """Runs effects inside savepoints: the user's SQL, bounded in time.
 
     deadline: sets the moment SQL is interrupted. in_transaction: whether there still is one: interrupting a statement that
-    writes makes SQLite undo the whole transaction, other groups' work included, which is then done again without this one.
+    writes makes SQLite undo the whole transaction, the other effects of the settlement included, which is then done again
+    without this one.
     check: raises Rejected for what cannot be emitted.
     """
 

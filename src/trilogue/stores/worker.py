@@ -75,10 +75,12 @@ class Worker:
 
     async def leave(self) -> None:
         """Hand back what is out, uncharged, and give up all slots."""
-        if self.works:
-            with contextlib.suppress(TrilogueError):
-                await self._hand_back()
-        self._bound.clear()
+        # No report for work may be under way: written after we have left, it would take slots that nobody works.
+        async with self._attending:
+            if self.works:
+                with contextlib.suppress(TrilogueError):
+                    await self._hand_back()
+            self._bound.clear()
 
     async def _hand_back(self) -> None:
         for bound in self._bound.values():
@@ -297,7 +299,7 @@ class Worker:
             return answer
         try:
             for envelope in answer.emits:
-                log.check_envelope(envelope, self._payload_bytes)
+                self._check(envelope)
         except Rejected as error:
             return Settlement(answer.delivery, "dead", error=f"what its handler published is refused: {error}")
         return answer
