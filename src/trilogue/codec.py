@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, is_dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
@@ -23,27 +23,70 @@ from trilogue.events import (
     LATEST_US,
     MOST_VERSION,
     Envelope,
+    EventType,
     Record,
     as_datetime,
     as_us,
+    audit,
     event_type,
     key_reader,
     new_id,
     now_us,
+    tags_reader,
 )
 
 JSON = "application/json"
+
+
+class Keys(Protocol):
+    """The keys of the people whose data is sealed: one each, and once it is destroyed nobody reads their data any more."""
+
+    def seal(self, subject: str, plain: bytes, about: bytes) -> str:
+        """Seal a value; about: what it belongs to, which has to be the same to unseal it. Raises Rejected for the erased."""
+        ...
+
+    def unseal(self, sealed: str, about: bytes) -> bytes | None:
+        """The value again; None if the person was erased. Raises DecodeError for what was never sealed like this."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
 class Coder:
     """How one event class goes to bytes and comes back."""
 
+    mark: EventType
     type: str
     version: int
     encode: Callable[[Any], bytes]
     decode: Callable[[bytes], Any]
     key: Callable[[Any], str | None]
+    tags: Callable[[Any], tuple[str, ...]]
+
+    def read(self, envelope: Envelope, keys: Keys | None = None) -> Any:
+        """The typed event in an envelope of any schema version, sealed fields opened; raises DecodeError."""
+        if envelope.schema_version == self.version and not self.mark.personal:
+            return self.decode(envelope.data)
+        return self.decode(self.current(envelope, keys))
+
+    def current(self, envelope: Envelope, keys: Keys | None = None) -> bytes:
+        """The data as the class of today would have written it, in plain text."""
+        steps = self.mark.upcasts[envelope.schema_version - 1 :]
+        if not steps and not self.mark.personal:
+            return envelope.data
+        try:
+            data = msgspec.json.decode(envelope.data)
+            if self.mark.personal:
+                data = unsealed(data, self.mark, envelope, keys)
+            for step in steps:
+                data = data if step is None else step(data)
+            return msgspec.json.encode(data)
+        except DecodeError:
+            raise
+        except Exception as error:  # an upcaster may raise anything
+            raise DecodeError(
+                f"event {self.type!r} of schema version {envelope.schema_version} does not become version {self.version}: "
+                f"{type(error).__name__}: {error}"
+            ) from error
 
 
 @lru_cache(maxsize=4096)
@@ -54,7 +97,21 @@ def coder(cls: Any) -> Coder:
         encode, decode = _pydantic(cls) if _is_pydantic(cls) else _msgspec(cls)
     except (TypeError, ValueError, NameError) as error:
         raise UnknownEvent(f"event {mark.name!r}: {cls.__qualname__} cannot be read from JSON: {error}") from error
-    return Coder(mark.name, mark.version, encode, decode, key_reader(cls))
+    return Coder(mark, mark.name, mark.version, encode, decode, key_reader(cls), tags_reader(cls))
+
+
+# ── personal data ────────────────────────────────────────────────────────────────────────────────────────────────────
+# {"email": "u1@example.org"}  ──seal──>  {"email": "<sealed>"}      and back, or redacted where the key is gone
+
+
+def sealed(data: bytes, mark: EventType, id: str, keys: Keys | None) -> bytes:
+    """The encoded event with its personal fields sealed; raises BadOption where there are no keys to do it with."""
+    raise NotImplementedError
+
+
+def unsealed(data: Any, mark: EventType, envelope: Envelope, keys: Keys | None) -> Any:
+    """The decoded data with its personal fields in plain text, or redacted where the person was erased."""
+    raise NotImplementedError
 
 
 def _is_pydantic(cls: Any) -> bool:
@@ -114,11 +171,14 @@ def envelope(
     time_us: int | None = None,
     source: str = "trilogue",
     cause: Envelope | None = None,
+    keys: Keys | None = None,
+    stream: str | None = None,
 ) -> Envelope:
     """Put an event into an Envelope.
 
     id: decides what counts as a repetition; a new UUIDv7 if not given. time_us: when it happened; now if not given.
     source: who says so. cause: the Envelope that led to this one; its correlation id is inherited.
+    keys: seal its personal fields. stream: the stream it is for, which is its key if the class names none.
     Raises UnknownEvent, BadOption if the event cannot be encoded.
 
     >>> from trilogue import event
@@ -130,30 +190,33 @@ def envelope(
     """
     cls: Any = type(event)
     code = coder(cls)
+    if id is None:
+        id = new_id()
     try:
         data = code.encode(event)
     except (TypeError, ValueError, OverflowError, NotImplementedError, RecursionError) as error:
         raise BadOption(f"event {code.type!r} cannot be encoded: {error}") from error
+    if code.mark.personal:
+        data = sealed(data, code.mark, id, keys)
     if time_us is None:
         time_us = now_us()
     elif not EARLIEST_US <= time_us <= LATEST_US:
         raise BadOption(f"time_us={time_us} of event {code.type!r} is out of range: expected microseconds, year 1 to 9999")
-    if id is None:
-        id = new_id()
-    if cause is None:
-        return Envelope(id, code.type, data, code.key(event), source, time_us, code.version)
+    key = code.key(event)
     return Envelope(
         id,
         code.type,
         data,
-        code.key(event),
+        stream if key is None else key,
         source,
         time_us,
         code.version,
-        cause.correlation_id or cause.id,
-        cause.id,
+        None if cause is None else cause.correlation_id or cause.id,
+        None if cause is None else cause.id,
         None,
-        cause.traceparent,
+        None if cause is None else cause.traceparent,
+        audit(),
+        code.tags(event),
     )
 
 
@@ -168,7 +231,7 @@ _NAMED = {
     "traceparent": "traceparent",
 }
 _REQUIRED = ("id", "source", "type")
-_OURS = ("specversion", "time", "schemaversion", "data", "data_base64")
+_OURS = ("specversion", "time", "schemaversion", "tags", "data", "data_base64")
 _JSON_TYPE = re.compile(r"(application|text)/([a-zA-Z0-9.\-]+\+)?json\s*(;.*)?", re.IGNORECASE)
 
 
@@ -185,6 +248,8 @@ def to_cloudevent(envelope: Envelope) -> bytes:
     for attribute, name in _NAMED.items():
         if value := getattr(envelope, name):  # the specification knows no empty attribute
             document[attribute] = value
+    if envelope.tags:
+        document["tags"] = msgspec.json.encode(envelope.tags).decode()  # an attribute is a text, not a list
     document = {"datacontenttype": JSON} | (envelope.extensions or {}) | document
     if isinstance(envelope, Record):
         # `sequence` is compared as text, so it is padded to the width of the largest position.
@@ -226,7 +291,15 @@ def from_cloudevent(document: bytes) -> Envelope:
         schema_version=attributes.get("schemaversion", 1),
         time_us=_parse_time(attributes["time"]) if "time" in attributes else now_us(),
         extensions={name: value for name, value in attributes.items() if name not in known} or None,
+        tags=_tags_of(attributes.get("tags", "[]")),
     )
+
+
+def _tags_of(text: Any) -> tuple[str, ...]:
+    try:
+        return msgspec.json.decode(text, type=tuple[str, ...])
+    except (msgspec.MsgspecError, TypeError) as error:
+        raise DecodeError(f"not a CloudEvent of ours: 'tags' is {text!r}, expected a JSON list of texts") from error
 
 
 def _data_of(encoded: str | None, data: msgspec.Raw | None, content_type: str) -> bytes:

@@ -9,11 +9,13 @@
 All times are microseconds since 1970 in UTC (`…_us`); properties give them as datetimes.
 """
 
+import contextlib
+import contextvars
 import dataclasses
 import operator
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import Enum
@@ -37,24 +39,46 @@ _MARK = "__trilogue_event__"
 # ── event classes ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+Upcast = Callable[[dict[str, Any]], dict[str, Any]]
+
+
 @dataclass(frozen=True, slots=True)
 class EventType:
-    """What @event says of a class: the stored name, which field is the key, the schema version, the topic."""
+    """What @event says of a class: the stored name, which fields are key and tags, the schema version and how older ones
+    become it, the topic, whom the data is about and which fields are personal."""
 
     name: str
-    key: str | None
-    version: int
-    topic: str | None
+    key: str | None = None
+    version: int = 1
+    topic: str | None = None
+    tags: tuple[str, ...] = ()
+    upcasts: tuple[Upcast | None, ...] = ()
+    subject: str | None = None
+    personal: tuple[str, ...] = ()
 
 
-def event(name: str, *, key: str | None = None, version: int = 1, topic: str | None = None) -> Callable[[type[T]], type[T]]:
+def event(
+    name: str,
+    *,
+    key: str | None = None,
+    version: int = 1,
+    topic: str | None = None,
+    tags: Sequence[str] = (),
+    upcast: Mapping[int, Upcast | None] | None = None,
+    subject: str | None = None,
+    personal: Sequence[str] = (),
+) -> Callable[[type[T]], type[T]]:
     """Declare a dataclass, msgspec Struct or pydantic model to be an event.
 
     name: the stored type, as "video.watched"; never changes, the class may move and be renamed freely.
     key: the field whose value orders deliveries; None: any order.
-    version: the schema version, from 1.
+    version: the schema version, from 1. upcast: for each older version the pure function that makes the next one's data of
+    it (None: it reads as it is): `{1: rename_amount, 2: None}` for version 3.
     topic: the Kafka topic; None: the first word of the name.
-    Raises BadPattern for a name that cannot be a type, BadOption for a version out of 1 to 2³¹ - 1.
+    tags: fields by which decisions across streams find the event, as `course:c1` for field course.
+    personal: fields that are sealed with the key of the person whom the field `subject` names, and erased with it.
+    Raises BadPattern for a name that cannot be a type, BadOption for a version out of 1 to 2³¹ - 1, a version without a way
+    from it to the next, or personal fields without a subject.
 
     >>> @event("video.watched", key="user")
     ... @dataclass(frozen=True)
@@ -65,7 +89,9 @@ def event(name: str, *, key: str | None = None, version: int = 1, topic: str | N
     check_type(name)
     if not isinstance(version, int) or not 1 <= version <= MOST_VERSION:
         raise BadOption(f"version of event {name!r} is {version!r}: expected a whole number, 1 to {MOST_VERSION}")
-    mark = EventType(name, key, version, topic)
+    if bool(personal) != (subject is not None):
+        raise BadOption(f"event {name!r}: personal= names the fields to seal and subject= the field that says whose: give both")
+    mark = EventType(name, key, version, topic, tuple(tags), _upcasts(name, version, upcast), subject, tuple(personal))
 
     def declare(cls: type[T]) -> type[T]:
         # A mark on the class and not a registry of classes: @dataclass(slots=True) makes a second class after us, and the
@@ -74,6 +100,22 @@ def event(name: str, *, key: str | None = None, version: int = 1, topic: str | N
         return cls
 
     return declare
+
+
+def _upcasts(name: str, version: int, upcast: Mapping[int, Upcast | None] | None) -> tuple[Upcast | None, ...]:
+    """One step per older version, in order; all there or none of them declared."""
+    if upcast is None:
+        return ()
+    older = range(1, version)
+    if sorted(upcast) != list(older):
+        raise BadOption(
+            f"event {name!r} has version {version} and upcast= for {sorted(upcast)}: expected one step for each of "
+            f"{list(older)}, None where that version reads as it is"
+        )
+    wrong = [step for step in older if upcast[step] is not None and not callable(upcast[step])]
+    if wrong:
+        raise BadOption(f"event {name!r}: upcast[{wrong[0]}] is {upcast[wrong[0]]!r}: expected a function dict -> dict, or None")
+    return tuple(upcast[step] for step in older)
 
 
 def event_type(cls: type) -> EventType:
@@ -92,12 +134,24 @@ def is_event(cls: Any) -> bool:
 def key_reader(cls: type) -> Callable[[object], str | None]:
     """A function that reads the key of an event of this class; raises UnknownEvent if the key names no field."""
     mark = event_type(cls)
-    if mark.key is None:
-        return lambda _: None
-    fields = _fields(cls)
-    if mark.key not in fields:
-        raise UnknownEvent(f"event {mark.name!r}: key {mark.key!r} is no field of {cls.__qualname__}, which has {sorted(fields)}")
-    read = operator.attrgetter(mark.key)
+    return (lambda _: None) if mark.key is None else field_reader(cls, "key", mark.key)
+
+
+def tags_reader(cls: type) -> Callable[[object], tuple[str, ...]]:
+    """A function that reads the tags of an event of this class; raises UnknownEvent if one names no field."""
+    readers = [(name, field_reader(cls, "tags", name)) for name in event_type(cls).tags]
+    if not readers:
+        return lambda _: ()
+    return lambda e: tuple(f"{name}:{value}" for name, read in readers if (value := read(e)) is not None)
+
+
+def field_reader(cls: type, what: str, field: str) -> Callable[[object], str | None]:
+    """A function that reads one field as text; raises UnknownEvent if there is no such field. what: which option named it."""
+    fields = field_names(cls)
+    if field not in fields:
+        name = event_type(cls).name
+        raise UnknownEvent(f"event {name!r}: {what} {field!r} is no field of {cls.__qualname__}, which has {sorted(fields)}")
+    read = operator.attrgetter(field)
     return lambda e: value if type(value := read(e)) is str or value is None else _key_text(value)
 
 
@@ -106,7 +160,8 @@ def _key_text(value: object) -> str:
     return str(value.value if isinstance(value, Enum) else value)
 
 
-def _fields(cls: type) -> set[str]:
+def field_names(cls: type) -> set[str]:
+    """The fields of a dataclass, Struct or pydantic model."""
     if dataclasses.is_dataclass(cls):
         return {field.name for field in dataclasses.fields(cls)}
     names: Any = getattr(cls, "__struct_fields__", None) or getattr(cls, "model_fields", ())
@@ -118,12 +173,18 @@ def _fields(cls: type) -> set[str]:
 
 def now_us() -> int:
     """The wall clock, in microseconds."""
-    return time.time_ns() // 1_000
+    return time.time_ns() // 1_000 + _Clock.shift_us
+
+
+def shift_clock(us: int) -> None:
+    """Let this process's wall clock go ahead by so many microseconds from now on: for tests that let hours pass."""
+    _Clock.shift_us = us
 
 
 class _Clock:
     """The millisecond ids are made in, as text with random bits behind, and how many of its 4,096 ids are used."""
 
+    shift_us = 0
     ms = 0
     head = ""
     tail = ""
@@ -167,6 +228,32 @@ def _uuid(number: int) -> str:
     return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
 
 
+# ── who and why ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+_audit: contextvars.ContextVar[dict[str, str | int | bool] | None] = contextvars.ContextVar("trilogue_audit", default=None)
+
+
+@contextlib.contextmanager
+def audited(*, who: str | None = None, why: str | None = None) -> Iterator[None]:
+    """Say who acts and why: every event made inside the block carries it, as CloudEvents extensions `who` and `why`.
+
+    >>> with audited(who="clerk 7", why="court order 12/26"):
+    ...     audit()
+    {'who': 'clerk 7', 'why': 'court order 12/26'}
+    """
+    said = {name: text for name, text in (("who", who), ("why", why)) if text is not None}
+    token = _audit.set({**(_audit.get() or {}), **said})
+    try:
+        yield
+    finally:
+        _audit.reset(token)
+
+
+def audit() -> dict[str, str | int | bool] | None:
+    """What audited() says here; None outside of any."""
+    return _audit.get()
+
+
 # ── on the log ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -192,6 +279,7 @@ class Envelope(msgspec.Struct, frozen=True, gc=False):
     """An event as it travels; the attributes are CloudEvents 1.0, `key` is its `partitionkey` extension.
 
     data: the encoded event (JSON). schema_version: of the event class. extensions: further CloudEvents attributes.
+    tags: what decisions across streams find it by.
     """
 
     id: str
@@ -206,6 +294,7 @@ class Envelope(msgspec.Struct, frozen=True, gc=False):
     subject: str | None = None
     traceparent: str | None = None
     extensions: dict[str, str | int | bool] | None = None
+    tags: tuple[str, ...] = ()
 
     @property
     def time(self) -> datetime:
@@ -244,6 +333,13 @@ class Receipt(msgspec.Struct, frozen=True, gc=False):
     position: int | None
     durability: Durability
     due_us: int | None = None
+
+    @property
+    def token(self) -> str:
+        """The position as text, to travel in an HTTP header: whoever has it can wait until a read model has got so far."""
+        if self.position is None:
+            raise BadOption("a delayed event has no position yet: its receipt is no token")
+        return str(self.position)
 
 
 @dataclass(frozen=True, slots=True)

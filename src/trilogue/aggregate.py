@@ -1,0 +1,313 @@
+"""What a program decides with: pure folds and rules. No I/O, no clock, nothing async.
+
+    events of account-7 ──apply──▶ Account(balance=50) ──withdraw(20)──▶ emits MoneyWithdrawn ──▶ appended at its version
+    events of account-7 ──evolve─▶ State(50)           ──withdraw(20)──▶ returns MoneyWithdrawn     (Decider: the same, functions)
+    events tagged course:c1 or student:s1 ──apply──▶ Enrol ──decide()──▶ returns Enrolled            (Decision: across streams)
+
+The annotation of apply() or evolve() says which events it folds; others in the stream are passed over. What is emitted is
+applied at once, so that there is one way an event changes the state, now and when it is read again.
+"""
+
+import dataclasses
+import types
+import typing
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from hashlib import blake2b
+from typing import Any, ClassVar, Generic, TypeVar, dataclass_transform
+
+from trilogue.codec import Coder, coder
+from trilogue.durations import Duration, microseconds
+from trilogue.errors import BadOption, TwiceNamed, UnknownEvent
+from trilogue.events import is_event
+
+S = TypeVar("S")
+ID_CHARS = 255
+MOST_DECIDED = 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """When the state of a stream is kept, so that loading need not read it from the start.
+
+    every: after so many events. slower_than: when loading took longer. version: raise it to discard all kept states; they are
+    also discarded when apply() or the fields change. Never needed: without snapshots everything reads the same.
+    Raises BadOption.
+
+    >>> Snapshot(every=200, slower_than="20ms").every
+    200
+    """
+
+    every: int | None = None
+    slower_than: Duration | None = None
+    version: int = 1
+
+    def __post_init__(self) -> None:
+        if self.every is None and self.slower_than is None:
+            raise BadOption("Snapshot() says neither every= nor slower_than=: give one of them, as Snapshot(every=200)")
+        if self.every is not None and (type(self.every) is not int or self.every < 1):
+            raise BadOption(f"Snapshot(every={self.every!r}): expected a number of events, from 1")
+
+    def is_due(self, events: int, took_s: float) -> bool:
+        """Whether to keep the state now: after `events` read beyond the last kept one, in `took_s` seconds."""
+        if self.every is not None and events >= self.every:
+            return True
+        return self.slower_than is not None and events > 0 and took_s * 1_000_000 > microseconds(self.slower_than)
+
+
+# ── a class per stream ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass_transform(field_specifiers=(field,))
+@dataclass
+class Aggregate:
+    """A stream's state and its rules; a subclass is a dataclass by itself, with defaults for all its fields.
+
+    >>> from trilogue import event
+    >>> @event("deposited")
+    ... @dataclass(frozen=True)
+    ... class Deposited:
+    ...     amount: int
+    >>> class Account(Aggregate, stream="account-{id}"):
+    ...     balance: int = 0
+    ...     def deposit(self, amount: int) -> None:
+    ...         self.emit(Deposited(amount))
+    ...     def apply(self, e: Deposited) -> None:
+    ...         self.balance += e.amount
+    >>> account = Account("a1")
+    >>> account.deposit(5)
+    >>> account.balance, account.uncommitted
+    (5, (Deposited(amount=5),))
+    """
+
+    id: str
+    stream_pattern: ClassVar[str] = ""
+    snapshot_policy: ClassVar[Snapshot | None] = None
+
+    def __init_subclass__(cls, *, stream: str = "", snapshot: Snapshot | None = None, **rest: Any) -> None:
+        super().__init_subclass__(**rest)
+        cls.stream_pattern = _checked_pattern(stream or cls.stream_pattern, cls.__qualname__)
+        cls.snapshot_policy = snapshot or cls.snapshot_policy
+        dataclass(cls)
+
+    @property
+    def version(self) -> int:
+        """The version of the stream it was loaded at or saved as; 0: nothing is stored yet."""
+        version: int = self.__dict__.get("_version", 0)
+        return version
+
+    @property
+    def uncommitted(self) -> tuple[Any, ...]:
+        """The events emitted since it was loaded or saved."""
+        return tuple(self.__dict__.get("_uncommitted", ()))
+
+    def emit(self, event: object) -> None:
+        """Record that something happened: it is applied now, and appended when the aggregate is saved."""
+        cls: Any = type(self)
+        if not reducer_of(cls).takes(event):
+            raise UnknownEvent(
+                f"{cls.__qualname__}.apply() does not take {type(event).__qualname__}: add it to the annotation of its parameter"
+            )
+        self.apply(event)  # type: ignore[attr-defined]
+        self.__dict__.setdefault("_uncommitted", []).append(event)
+
+    def mark_saved(self, version: int) -> None:
+        """Its events are stored, the stream has this version."""
+        self.__dict__["_version"] = version
+        self.__dict__.pop("_uncommitted", None)
+
+
+def _checked_pattern(pattern: str, name: str) -> str:
+    if pattern.count("{id}") != 1 or pattern.count("{") != 1 or pattern.count("}") != 1:
+        raise BadOption(f"{name}: stream {pattern!r} must hold {{id}} once, as stream='account-{{id}}'")
+    return pattern
+
+
+# ── functions per stream ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, eq=False)
+class Decider(Generic[S]):
+    """The same as functions: an initial state, and evolve(state, event) -> state; deciding functions are (state) -> events.
+
+    stream: as "account-{id}". evolve: its second parameter is annotated with the events.
+
+    >>> from trilogue import event
+    >>> @event("counted")
+    ... @dataclass(frozen=True)
+    ... class Counted:
+    ...     by: int
+    >>> def evolve(total: int, e: Counted) -> int:
+    ...     return total + e.by
+    >>> counter = Decider("counter-{id}", 0, evolve)
+    """
+
+    stream: str
+    initial: S
+    evolve: Callable[[S, Any], S]
+    snapshot: Snapshot | None = None
+
+    def __post_init__(self) -> None:
+        _checked_pattern(self.stream, f"Decider({self.evolve.__qualname__})")
+
+
+# ── a decision across streams ────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class Boundary:
+    """A part of what a decision reads: the records that carry all these tags, and are of one of these types if any are named."""
+
+    tags: tuple[str, ...]
+    types: tuple[str, ...] = ()
+
+
+def tag(name: str, value: object) -> Boundary:
+    """The records with one tag, as @event(tags=("course",)) gives it to them.
+
+    >>> tag("course", "c1").tags
+    ('course:c1',)
+    """
+    return Boundary((f"{name}:{value}",))
+
+
+@dataclass_transform(field_specifiers=(field,))
+@dataclass
+class Decision:
+    """A decision across streams: what it must know is its state, boundary() says where that is read.
+
+    What it returns is appended only if nothing matching the boundary arrived since it was read. A subclass is a dataclass by
+    itself and has boundary(), apply(self, e: A | B) and decide(), which returns an event, several, or none.
+    The idea is the Dynamic Consistency Boundary: https://dcb.events/
+    """
+
+    def __init_subclass__(cls, **rest: Any) -> None:
+        super().__init_subclass__(**rest)
+        dataclass(cls)
+
+    def boundary(self) -> Boundary | Sequence[Boundary]:
+        """What is read, and guarded: one Boundary, or several of which each counts."""
+        raise NotImplementedError(f"{type(self).__qualname__} needs boundary(): the tags of the events it depends on")
+
+    def decide(self) -> Any:
+        """An event, several, or None; raises what the rules say."""
+        raise NotImplementedError(f"{type(self).__qualname__} needs decide(): the events that happen, or an error")
+
+
+def boundaries(decision: Decision) -> tuple[Boundary, ...]:
+    """The boundary of a decision as a list; raises BadOption for an empty one, which would guard nothing."""
+    said = decision.boundary()
+    found = (said,) if isinstance(said, Boundary) else tuple(said)
+    if not found or not all(isinstance(each, Boundary) and each.tags for each in found):
+        raise BadOption(f"{type(decision).__qualname__}.boundary() is {said!r}: expected tag('course', id), or a list of such")
+    return found
+
+
+# ── how a stream becomes a state ─────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, eq=False)
+class Reducer:
+    """How events become a state: of an Aggregate, a Decider or a Decision.
+
+    coders: of the events it folds, by type. new: the state before any event, by id. fold: the state after one.
+    state: the class of a state. fingerprint: another one when the code of the fold or the fields are others.
+    """
+
+    name: str
+    pattern: str
+    coders: dict[str, Coder]
+    classes: tuple[type, ...]
+    new: Callable[[str], Any]
+    fold: Callable[[Any, Any], Any]
+    state: Any
+    snapshot: Snapshot | None
+    fingerprint: str
+
+    def takes(self, event: object) -> bool:
+        """Whether its fold is annotated with the class of this event."""
+        return type(event) in self.classes
+
+    def stream_of(self, id: str) -> str:
+        """The name of the stream; raises BadOption for what cannot be an id."""
+        if not isinstance(id, str) or not 0 < len(id) <= ID_CHARS or not id.isprintable():
+            raise BadOption(f"{id!r} is no id for {self.pattern!r}: expected a text of 1 to {ID_CHARS} printable characters")
+        return self.pattern.replace("{id}", id)
+
+    @property
+    def is_personal(self) -> bool:
+        """Whether a state may hold personal data."""
+        return any(code.mark.personal for code in self.coders.values())
+
+
+@lru_cache(maxsize=1024)
+def reducer_of(model: Any) -> Reducer:
+    """The Reducer of an Aggregate class, a Decider or a Decision class; raises UnknownEvent naming what is wrong with it."""
+    if isinstance(model, Decider):
+        return _reducer(model.evolve, model.stream, lambda _: model.initial, model.evolve, type(model.initial), model.snapshot)
+    if not isinstance(model, type) or not issubclass(model, (Aggregate, Decision)) or not hasattr(model, "apply"):
+        raise UnknownEvent(f"{model!r} is no Aggregate with apply(), no Decider and no Decision: nothing can be folded with it")
+    pattern, policy = getattr(model, "stream_pattern", ""), getattr(model, "snapshot_policy", None)
+    return _reducer(model.apply, pattern, model, _apply, model, policy)
+
+
+def _reducer(
+    fold: Any, pattern: str, new: Callable[[str], Any], step: Callable[[Any, Any], Any], state: Any, policy: Snapshot | None
+) -> Reducer:
+    name = fold.__qualname__
+    classes = _folded(fold, name)
+    return Reducer(name, pattern, _coders(classes, name), classes, new, step, state, policy, _fingerprint(fold, state, policy))
+
+
+def _apply(state: Any, event: Any) -> Any:
+    state.apply(event)
+    return state
+
+
+def _folded(fold: Callable[..., Any], name: str) -> tuple[type, ...]:
+    """The event classes in the annotation of the second parameter."""
+    try:
+        hints = typing.get_type_hints(fold)
+    except (NameError, TypeError, AttributeError) as error:
+        raise UnknownEvent(f"the annotations of {name} cannot be read: {error}") from error
+    parameters = list(hints.items() - {("return", hints.get("return"))})
+    names = fold.__code__.co_varnames[: fold.__code__.co_argcount]
+    annotation = dict(parameters).get(names[1] if len(names) > 1 else "")
+    is_union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
+    classes = typing.get_args(annotation) if is_union else (annotation,)
+    for cls in classes:
+        if not is_event(cls):
+            raise UnknownEvent(
+                f"{name} takes {cls!r}, which is no event: annotate its parameter with events, as `e: Opened | Closed`"
+            )
+    return tuple(classes)
+
+
+def _coders(classes: Sequence[type], name: str) -> dict[str, Coder]:
+    coders = {code.type: code for code in map(coder, classes)}
+    if len(coders) != len(classes):
+        raise TwiceNamed(f"{name} takes two classes that are the same event: keep one of them")
+    return coders
+
+
+def _fingerprint(fold: Callable[..., Any], state: type, policy: Snapshot | None) -> str:
+    """Of the fold's code and the state's fields; a change that cannot be seen here is told by Snapshot(version=...)."""
+    fields = [(f.name, str(f.type)) for f in dataclasses.fields(state)] if dataclasses.is_dataclass(state) else []
+    code = fold.__code__
+    constants = [value for value in code.co_consts[1:] if not isinstance(value, types.CodeType)]  # the first is the docstring
+    said = repr((policy.version if policy else 1, fields, code.co_code, constants, code.co_names))
+    return blake2b(said.encode(), digest_size=8).hexdigest()
+
+
+def decided(outcome: Any) -> list[Any]:
+    """What a deciding function returned, as a list of events; raises BadOption for anything else."""
+    if outcome is None:
+        return []
+    items = list(outcome) if isinstance(outcome, Iterable) and not is_event(type(outcome)) else [outcome]
+    for item in items:
+        if not is_event(type(item)):
+            raise BadOption(f"a decision returned {item!r}: expected an event, several events, or None")
+    if len(items) > MOST_DECIDED:
+        raise BadOption(f"a decision returned {len(items)} events: expected at most {MOST_DECIDED}")
+    return items
