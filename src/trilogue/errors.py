@@ -16,6 +16,7 @@
     │  ├─ OutcomeUnknown      stored=None: may or may not be stored; repeating it with the same id is harmless
     │  └─ LeaseLost           stored=False: another worker owns it now; nothing of this settlement happened
     ├─ Conflict               the stream has another version, or the id is stored with other content
+    │  └─ StreamClosed        the stream takes no events any more
     ├─ DecodeError            bytes that are not the event they claim to be: straight to the dead letters
     ├─ TimedOut               waited as long as was allowed
     ├─ HandlerFailed          what wait_for() raises when the awaited record is dead
@@ -95,7 +96,26 @@ class LeaseLost(LogError):
 
 
 class Conflict(TrilogueError):
-    """The stream has another version than expected, or the id is stored with other content."""
+    """The stream has another version than expected, or the id is stored with other content.
+
+    stream, expected, actual: where a version was expected. by: who wrote last, as far as the record says.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        stream: str | None = None,
+        expected: int | None = None,
+        actual: int | None = None,
+        by: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.stream, self.expected, self.actual, self.by = stream, expected, actual, by
+
+
+class StreamClosed(Conflict):
+    """The stream was closed: nothing can be appended to it any more."""
 
 
 class DecodeError(TrilogueError):

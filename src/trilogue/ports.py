@@ -10,11 +10,12 @@ with the URLs that can.
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 from trilogue.errors import BadOption
 from trilogue.events import Delivery, Durability, Envelope, Group, InTransaction, Record, Settlement
 
+T = TypeVar("T")
 SLOTS = 64
 ANY_VERSION = -1
 
@@ -52,7 +53,8 @@ class Db(Protocol):
 class Query:
     """Which records to read, in order of position.
 
-    types: AMQP patterns. after / before: positions, both exclusive. since_us / until_us: recorded time, since inclusive,
+    types: AMQP patterns. tags: all of these. correlation: what one record led to, by its id; without that record itself.
+    after / before: positions, both exclusive. since_us / until_us: recorded time, since inclusive,
     until exclusive. reverse: newest first. limit: at most this many, 10,000 being the most a page may hold.
     """
 
@@ -65,6 +67,77 @@ class Query:
     until_us: int | None = None
     reverse: bool = False
     limit: int = 1_000
+    tags: tuple[str, ...] = ()
+    correlation: str | None = None
+
+
+class Transaction(Db, Protocol):
+    """What can happen in one transaction of a store, all of it or nothing: the user's SQL, and what the store does beside it.
+
+    Valid while the function it was given to runs. now_us: the wall clock.
+    """
+
+    @property
+    def now_us(self) -> int:
+        """The wall clock, in microseconds."""
+        ...
+
+    def append(
+        self,
+        envelopes: Sequence[Envelope],
+        *,
+        stream: str | None = None,
+        expected: int = ANY_VERSION,
+        unless: Sequence[Query] = (),
+    ) -> list[int]:
+        """Put envelopes on the log; returns their positions.
+
+        stream, expected: as Store.append(). unless: raises Conflict if a record that matches one of these queries is there.
+        """
+        ...
+
+    def read(self, query: Query) -> list[Record]:
+        """One page of records, as this transaction sees them."""
+        ...
+
+    def state(self, owner: str, id: str) -> bytes | None:
+        """What set_state() has kept, None if there is nothing."""
+        ...
+
+    def set_state(self, owner: str, id: str, body: bytes | None) -> None:
+        """Keep a small state: of a process, a snapshot, an answer. None removes it."""
+        ...
+
+    def clear_states(self, owner: str) -> int:
+        """Remove all states of an owner; returns how many."""
+        ...
+
+    def schedule(self, envelope: Envelope, due_us: int, *, name: str) -> None:
+        """Put an envelope on the log at that time; a timer of the same name is replaced."""
+        ...
+
+    def cancel(self, name: str) -> bool:
+        """Remove a named timer; False if it has fired or never was."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """A small state somebody keeps in the store. owner: whose, as "process:transfer". at_us: when it was written."""
+
+    owner: str
+    id: str
+    at_us: int
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Timer:
+    """An envelope that enters the log when due. name: of one that can be moved, as a process's."""
+
+    envelope: Envelope
+    due_us: int
+    name: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +229,7 @@ class Store(Protocol):
 
         expected: stream and the version it must have (0: none yet; ANY_VERSION: whatever it is).
         The same id with the same content is not stored again; its position is the one it has.
-        Raises Conflict (other version; same id with other content), Rejected, StorageFull, OutcomeUnknown.
+        Raises Conflict (other version; same id with other content), StreamClosed, Rejected, StorageFull, OutcomeUnknown.
         """
 
     async def read(self, query: Query) -> list[Record]:
@@ -234,5 +307,20 @@ class Store(Protocol):
     async def query(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """Read the user's own tables, on a read-only connection."""
 
-    async def transact(self, work: Callable[[Db], Any]) -> Any:
-        """Run `work` with the database in a transaction of its own: table creation, a projection's reset."""
+    async def transact(self, work: Callable[[Transaction], T], *, rows: int = 1_000) -> T:
+        """Run `work` in a transaction of its own, and return what it returns. rows: about how many it writes."""
+
+    async def states(self, owner: str, *, after: str = "", limit: int = 1_000) -> list[State]:
+        """What an owner keeps, by id, after one."""
+
+    async def timers(self, *, after: str = "", limit: int = 1_000) -> list[Timer]:
+        """What is scheduled, by the id of its envelope, after one."""
+
+    async def stream_version(self, stream: str) -> int:
+        """The version of a stream, closed or truncated ones too; 0 if there is none."""
+
+    async def close_stream(self, stream: str, reason: str) -> int:
+        """Let nothing be appended to a stream any more; returns its version. Closing it again changes nothing."""
+
+    async def truncate_stream(self, stream: str, before: int) -> None:
+        """Hide the records of a stream below a version; the next trim() may remove them. The newest one always stays."""

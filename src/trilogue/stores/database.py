@@ -28,7 +28,8 @@ from trilogue.stores.sqlite import (
     translate,
     wal_bytes,
 )
-from trilogue.stores.userdb import UserDb, read_only
+from trilogue.stores.transaction import SqlTransaction
+from trilogue.stores.userdb import read_only
 from trilogue.stores.writer import Sql, Writer
 
 QUERY_S = 30.0
@@ -36,9 +37,14 @@ STEPS_PER_CHECK = 100_000
 
 
 class Database:
-    """One open database; made and used on one event loop. Raises Unavailable where it cannot be opened."""
+    """One open database; made and used on one event loop. Raises Unavailable where it cannot be opened.
 
-    def __init__(self, path: str, url: str, *, wal_limit: int | None) -> None:
+    scheduled: told the due time of a timer that a transaction has set.
+    """
+
+    def __init__(
+        self, path: str, url: str, *, wal_limit: int | None, payload_bytes: int, scheduled: Callable[[int], None]
+    ) -> None:
         self.url = url
         self.in_memory = path == ":memory:"
         self.path = path if self.in_memory else check_place(path)  # absolute: the current folder may become another one
@@ -51,7 +57,7 @@ class Database:
             self._slow_lock = threading.Lock()
             self._slow = connect(self.path, read_only=True)
             self._slow_sql = ApswSql(self._slow)
-        self.user_db = UserDb(self.connection.sql)
+        self.transaction = SqlTransaction(self.connection.sql, self.writer_types, payload_bytes, scheduled)
         self.writer = Writer(self.connection, name=self.path)
         self.is_open = True
 

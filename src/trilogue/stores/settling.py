@@ -15,10 +15,11 @@ from typing import Any
 from trilogue.errors import LeaseLost, LogError, TimedOut
 from trilogue.events import Delivery, Envelope, InTransaction, Settlement
 from trilogue.gate import Plan, Row
-from trilogue.ports import Db
+from trilogue.stores.append import emit
 from trilogue.stores.groups import DEAD, PARKED, READY
-from trilogue.stores.log import Types, emit
+from trilogue.stores.log import Types
 from trilogue.stores.members import Member
+from trilogue.stores.transaction import SqlTransaction
 from trilogue.stores.writer import Again, Sql, answerable
 
 ERROR_CHARS = 2_000
@@ -40,22 +41,24 @@ class Effects:
     deadline: sets the moment SQL is interrupted. in_transaction: whether there still is one: interrupting a statement that
     writes makes SQLite undo the whole transaction, the other effects of the settlement included, which is then done again
     without this one.
-    check: raises Rejected for what cannot be emitted.
+    check: raises Rejected for what cannot be emitted. undone: what was remembered of a transaction that was undone is not true.
     """
 
     def __init__(
         self,
-        db: Db,
+        db: SqlTransaction,
         deadline: Callable[[int | None], None],
         in_transaction: Callable[[], bool],
         translate: Callable[[Exception], Exception],
         check: Callable[[Envelope], None],
+        undone: Callable[[], None],
     ) -> None:
         self.db = db
         self.deadline = deadline
         self.in_transaction = in_transaction
         self.translate = translate
         self.check = check
+        self.undone = undone
 
     def run(self, sql: Sql, work: InTransaction) -> Sequence[Settlement]:
         """The settlements of one InTransaction; what a failing one wrote is undone."""
@@ -69,6 +72,7 @@ class Effects:
             if not self.in_transaction():
                 self._give_up(work, error)
             sql.rows("rollback to effect")
+            self.undone()
             settlements = work.failed(error)
         finally:
             self.deadline(None)
@@ -125,7 +129,8 @@ def settle(
     _write_rows(sql, group_id, [row for row in (*plan.rows, *plan.followers) if row.slot in mine])
     cursors = {slot: cursor for slot, cursor in plan.cursors.items() if slot in mine}
     _write_cursors(sql, group_id, early, settlements, cursors)
-    return Settled(settlements, lost, len(emits))
+    appended, effects.db.appended = effects.db.appended, False
+    return Settled(settlements, lost, len(emits) + appended)
 
 
 def _decide(

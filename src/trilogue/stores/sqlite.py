@@ -30,7 +30,7 @@ except ImportError:  # Windows: no flock, SQLite's own locks must do
     fcntl = None  # type: ignore[assignment]
 
 APPLICATION_ID = 0x7472696C  # "tril"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 BUSY_MS = 10_000
 WAL_PAGES = 4_000
 WAL_BYTES = 4 << 30
@@ -290,15 +290,16 @@ def file_system(folder: Path) -> str:
 
 
 def prepare(connection: SqliteConnection) -> None:
-    """Create the schema in a new file, or check that the file is ours and not newer than this program."""
+    """Create the schema in a new file, bring an older one up to it, or refuse a file that is not ours or newer."""
     sql = connection.sql
     connection.begin(wait=True)
     try:
         version = _check_owner(sql, connection.path)
-        if version == 0:
-            script = resources.files("trilogue.stores").joinpath("schema/1.sql").read_text()
+        for step in range(version + 1, SCHEMA_VERSION + 1):
+            script = resources.files("trilogue.stores").joinpath(f"schema/{step}.sql").read_text()
             for _ in connection.apsw.execute(script):
                 pass
+        if version < SCHEMA_VERSION:
             sql.rows(f"pragma application_id = {APPLICATION_ID}")
             sql.rows(f"pragma user_version = {SCHEMA_VERSION}")
         connection.commit()

@@ -12,7 +12,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from trilogue.errors import TrilogueError, Unavailable
 from trilogue.events import (
@@ -26,12 +26,13 @@ from trilogue.events import (
     now_us,
 )
 from trilogue.gate import NEVER_US
-from trilogue.ports import Db, DeadLetter, Feature, Query, SeekTo, Status
-from trilogue.stores import dead, groups, log, retention, status, timers
+from trilogue.ports import ANY_VERSION, Db, DeadLetter, Feature, Query, SeekTo, State, Status, Timer, Transaction
+from trilogue.stores import append, dead, groups, log, retention, status, streams, timers
 from trilogue.stores.database import Database
 from trilogue.stores.worker import Worker
 from trilogue.stores.writer import Sql
 
+T = TypeVar("T")
 POLL_S = 0.005
 WATCH_BACKOFF_S = 1.0
 
@@ -47,7 +48,7 @@ class SqlStore:
         url: str,
         *,
         lease_s: float = 10.0,
-        payload_bytes: int = log.PAYLOAD_BYTES,
+        payload_bytes: int = append.PAYLOAD_BYTES,
         wal_bytes: int | None = None,
     ) -> None:
         self.path = path
@@ -59,7 +60,8 @@ class SqlStore:
         self.lease_us = round(lease_s * 1_000_000)
         self.payload_bytes = payload_bytes
         self._wal_limit = wal_bytes
-        self._appends: list[tuple[Sequence[Envelope], asyncio.Future[list[int]]]] = []
+        self._appends: list[tuple[append.Append, asyncio.Future[list[int]]]] = []
+        self._next_timer_us: int | None = None
         self._is_open = False
 
     # ── open and close ─────────────────────────────────────────────────────────────────────────────────────────────────
@@ -68,7 +70,9 @@ class SqlStore:
         """Connect, create or check the schema."""
         if self._is_open:
             raise Unavailable(f"{self.url} is open already: one open store per App")
-        self._db = Database(self.path, self.url, wal_limit=self._wal_limit)
+        self._db = Database(
+            self.path, self.url, wal_limit=self._wal_limit, payload_bytes=self.payload_bytes, scheduled=self._scheduled
+        )
         self.path = self._db.path
         self._version = self._db.version()
         with self._db.reading():
@@ -106,24 +110,18 @@ class SqlStore:
         """Put envelopes on the log: all or none, in this order, durable on return."""
         self._opened()
         for envelope in envelopes:
-            log.check_envelope(envelope, self.payload_bytes)
-        if expected is not None:
-            stream, version = expected
-            positions: list[int] = await self._write(
-                lambda sql: log.append_expected(sql, self._db.writer_types, envelopes, stream, version, now_us()),
-                rows=len(envelopes),
-            )
-            return positions
+            append.check_envelope(envelope, self.payload_bytes)
+        stream, version = expected or (None, ANY_VERSION)
         # Publishes of one turn of the loop become one statement: a savepoint each would cost as much as the insert.
         if not self._appends:
             self._db.writer.merge(self._append_all)
         future: asyncio.Future[list[int]] = asyncio.get_running_loop().create_future()
-        self._appends.append((envelopes, future))
+        self._appends.append((append.Append(envelopes, stream, version), future))
         return await future
 
     def _append_all(self) -> None:
         appends, self._appends = self._appends, []
-        batches = [envelopes for envelopes, _ in appends]
+        batches = [each for each, _ in appends]
 
         def finish(outcomes: Any, error: Exception | None) -> None:
             for n, (_, future) in enumerate(appends):
@@ -132,9 +130,9 @@ class SqlStore:
 
         try:
             self._db.writer.post(
-                lambda sql: log.append_all(sql, self._db.writer_types, batches, now_us()),
+                lambda sql: append.append_all(sql, self._db.writer_types, batches, now_us()),
                 finish,
-                rows=sum(map(len, batches)),
+                rows=sum(len(each.envelopes) for each in batches),
                 broke=self._db.writer_types.forget,
                 is_append=True,
             )
@@ -226,7 +224,7 @@ class SqlStore:
     ) -> int:
         """Set a group, or a new one, to start again after the returned position."""
         position: int = await self._write(
-            lambda sql: groups.seek(sql, group, to, into=into, emits=emits, reset=reset, db=self._db.user_db, now_us=now_us())
+            lambda sql: groups.seek(sql, group, to, into=into, emits=emits, reset=reset, db=self._db.transaction, now_us=now_us())
         )
         self._look_again()
         return position
@@ -250,8 +248,12 @@ class SqlStore:
     async def schedule(self, envelopes: Sequence[Envelope], due_us: int) -> None:
         """Put envelopes on the log at that time."""
         for envelope in envelopes:
-            log.check_envelope(envelope, self.payload_bytes)
+            append.check_envelope(envelope, self.payload_bytes)
         await self._write(lambda sql: timers.schedule(sql, self._db.writer_types, envelopes, due_us), rows=len(envelopes))
+        self._scheduled(due_us)
+
+    def _scheduled(self, due_us: int) -> None:
+        # Also from the writer's thread. One that was undone is found out when it is due and not there.
         self._next_timer_us = min(due_us, NEVER_US if self._next_timer_us is None else self._next_timer_us)
 
     async def cancel(self, event_id: str) -> bool:
@@ -331,9 +333,41 @@ class SqlStore:
         """Read the user's tables on a connection of its own, in a thread."""
         return await self._opened().query(sql, values)
 
-    async def transact(self, work: Callable[[Db], Any]) -> Any:
+    async def transact(self, work: Callable[[Transaction], T], *, rows: int = 1_000) -> T:
         """Run `work` with the database in a transaction of its own."""
-        return await self._write(lambda _: work(self._db.user_db), rows=1_000)
+        result: T = await self._write(lambda _: work(self._db.transaction), rows=rows)
+        return result
+
+    async def states(self, owner: str, *, after: str = "", limit: int = 1_000) -> list[State]:
+        """What an owner keeps, by id."""
+        select = "select owner, id, at_us, body from trilogue_state where owner = ? and id > ? order by id limit ?"
+        rows: list[Any] = await self._opened().look(lambda sql, _: sql.rows(select, (owner, after, limit)))
+        return [State(*row) for row in rows]
+
+    async def timers(self, *, after: str = "", limit: int = 1_000) -> list[Timer]:
+        """What is scheduled, by the id of its envelope."""
+        listed: list[Timer] = await self._opened().look(lambda sql, _: timers.listed(sql, after=after, limit=limit))
+        return listed
+
+    # ── streams ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def stream_version(self, stream: str) -> int:
+        """The version of a stream; 0 if there is none."""
+        version = "select max(version) from trilogue_records where stream = ?"
+        self._opened()
+        with self._db.reading():
+            return self._db.sql.rows(version, (stream,))[0][0] or 0
+
+    async def close_stream(self, stream: str, reason: str) -> int:
+        """Let nothing be appended to a stream any more; returns its version."""
+        types, tx = self._opened().writer_types, self._db.transaction
+        version: int = await self._write(lambda sql: streams.close(sql, types, tx, stream, reason))
+        return version
+
+    async def truncate_stream(self, stream: str, before: int) -> None:
+        """Hide the records of a stream below a version."""
+        types, tx = self._opened().writer_types, self._db.transaction
+        await self._write(lambda sql: streams.truncate(sql, types, tx, stream, before))
 
 
 def _resolve(future: "asyncio.Future[Any]", outcome: Any) -> None:

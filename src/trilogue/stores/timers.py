@@ -6,13 +6,15 @@ import msgspec
 
 from trilogue.errors import Conflict
 from trilogue.events import Envelope
-from trilogue.stores.log import COLUMNS, Types, emit, same_or_conflict
+from trilogue.ports import Timer
+from trilogue.stores.append import emit, same_or_conflict
+from trilogue.stores.log import COLUMNS, Types
 from trilogue.stores.writer import Sql
 
 FIRE_TIMERS = 1_000
 
 
-def schedule(sql: Sql, types: Types, envelopes: Sequence[Envelope], due_us: int) -> None:
+def schedule(sql: Sql, types: Types, envelopes: Sequence[Envelope], due_us: int, *, name: str | None = None) -> None:
     """Keep envelopes until due; what is scheduled or on the log already is left alone, with other content it is a Conflict."""
     for envelope in envelopes:
         there = sql.rows(f"select {COLUMNS} from trilogue_records where id = ?", (envelope.id,))
@@ -20,12 +22,23 @@ def schedule(sql: Sql, types: Types, envelopes: Sequence[Envelope], due_us: int)
             same_or_conflict(sql, types, there[0], envelope, None)
             continue
         encoded = msgspec.json.encode(envelope)
-        insert = "insert into trilogue_timers (id, due_us, envelope) values (?, ?, ?) on conflict do nothing"
-        if not sql.many(insert, [(envelope.id, due_us, encoded)]):
+        insert = "insert into trilogue_timers (id, due_us, envelope, name) values (?, ?, ?, ?) on conflict do nothing"
+        if not sql.many(insert, [(envelope.id, due_us, encoded, name)]):
             timer = sql.rows("select envelope from trilogue_timers where id = ?", (envelope.id,))[0][0]
             scheduled = msgspec.json.decode(timer, type=Envelope)
             if (scheduled.type, scheduled.key, scheduled.data) != (envelope.type, envelope.key, envelope.data):
                 raise Conflict(f"id {envelope.id!r} is scheduled with other content: give a different event an id of its own")
+
+
+def cancel_named(sql: Sql, name: str) -> bool:
+    """Remove a timer by its name; False if it has fired or never was."""
+    return bool(sql.many("delete from trilogue_timers where name = ?", [(name,)]))
+
+
+def listed(sql: Sql, *, after: str, limit: int) -> list[Timer]:
+    """Timers by the id of their envelope."""
+    rows = sql.rows("select envelope, due_us, name from trilogue_timers where id > ? order by id limit ?", (after, limit))
+    return [Timer(msgspec.json.decode(envelope, type=Envelope), due_us, name) for envelope, due_us, name in rows]
 
 
 def fire(sql: Sql, types: Types, now_us: int) -> int:

@@ -17,7 +17,7 @@ from typing import Any
 from trilogue.errors import LeaseLost, Rejected, TrilogueError, UnknownEvent
 from trilogue.events import Delivery, Envelope, Group, InTransaction, Lease, Settlement, now_us
 from trilogue.gate import NEVER_US, Gate, Plan
-from trilogue.stores import claiming, groups, log, members, settling
+from trilogue.stores import append, claiming, groups, log, members, settling
 from trilogue.stores.database import Database
 from trilogue.stores.writer import Again, Sql
 
@@ -53,7 +53,9 @@ class Worker:
         self._member = members.Member(uuid.uuid4().hex, _machine(), os.getpid())
         self._bound: dict[str, _Bound] = {}
         self._attending = asyncio.Lock()
-        self._effects = settling.Effects(db.user_db, db.set_deadline, db.in_transaction, db.connection.translate, self._check)
+        self._effects = settling.Effects(
+            db.transaction, db.set_deadline, db.in_transaction, db.connection.translate, self._check, db.writer_types.forget
+        )
         db.writer.every(lease_us / 3_000_000, self._renew)
 
     @property
@@ -367,7 +369,7 @@ class Worker:
         self.attend_now.set()
 
     def _check(self, envelope: Envelope) -> None:
-        log.check_envelope(envelope, self._payload_bytes)
+        append.check_envelope(envelope, self._payload_bytes)
 
 
 def _deliveries(answer: Settlement | InTransaction) -> Sequence[Delivery]:

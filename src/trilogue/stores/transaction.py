@@ -1,0 +1,108 @@
+"""What can happen in one transaction: the user's SQL, and beside it appends, states and timers of the store itself.
+
+handler(e, db) in its settlement  ──▶  execute, executemany
+store.transact(work)              ──▶  the same, and append, read, state, schedule, …
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+from trilogue.errors import Conflict, Rejected
+from trilogue.events import Envelope, Record, now_us
+from trilogue.ports import ANY_VERSION, Query
+from trilogue.stores import log, timers
+from trilogue.stores.append import Append, append_all, check_envelope
+from trilogue.stores.sqlite import ApswSql
+from trilogue.stores.userdb import UserDb
+
+STATE_BYTES = 16 << 20
+OWNER_CHARS = 512
+
+
+class SqlTransaction(UserDb):
+    """ports.Transaction on the write connection of a store.
+
+    appended: whether something was put on the log since the last look. scheduled: told the due time of a new timer.
+    """
+
+    def __init__(self, sql: ApswSql, types: log.Types, payload_bytes: int, scheduled: Callable[[int], None]) -> None:
+        super().__init__(sql)
+        self._types, self._payload_bytes, self._scheduled = types, payload_bytes, scheduled
+        self.appended = False
+
+    @property
+    def now_us(self) -> int:
+        """The wall clock, in microseconds."""
+        return now_us()
+
+    def append(
+        self,
+        envelopes: Sequence[Envelope],
+        *,
+        stream: str | None = None,
+        expected: int = ANY_VERSION,
+        unless: Sequence[Query] = (),
+    ) -> list[int]:
+        """Put envelopes on the log; raises Conflict for another version, or a record that matches one of `unless`."""
+        for envelope in envelopes:
+            check_envelope(envelope, self._payload_bytes)
+        for query in unless:
+            self._refuse_newer(query)
+        outcome = append_all(self._sql, self._types, [Append(envelopes, stream, expected)], now_us())[0]
+        if isinstance(outcome, Conflict):
+            raise outcome
+        self.appended = True
+        return outcome
+
+    def _refuse_newer(self, query: Query) -> None:
+        newer = self.read(dataclasses.replace(query, limit=1))
+        if newer:
+            record = newer[0]
+            by = str((record.extensions or {}).get("who") or record.source)
+            raise Conflict(
+                f"since it was read (up to position {query.after}), {record.type!r} arrived at position {record.position}, "
+                f"written by {by}, with the tags {', '.join(query.tags)}: read again and decide again",
+                by=by,
+            )
+
+    def read(self, query: Query) -> list[Record]:
+        """One page of records, as this transaction sees them."""
+        return log.read(self._sql, self._types, query)
+
+    def state(self, owner: str, id: str) -> bytes | None:
+        """What set_state() has kept, None if there is nothing."""
+        rows = self._sql.rows("select body from trilogue_state where owner = ? and id = ?", (owner, id))
+        return rows[0][0] if rows else None
+
+    def set_state(self, owner: str, id: str, body: bytes | None) -> None:
+        """Keep a small state; None removes it. Raises Rejected for one that is too large."""
+        if body is None:
+            self._sql.rows("delete from trilogue_state where owner = ? and id = ?", (owner, id))
+            return
+        if len(body) > STATE_BYTES or max(len(owner), len(id)) > OWNER_CHARS * 2:
+            raise Rejected(f"the state {id!r} of {owner!r} has {len(body)} bytes: the limit is {STATE_BYTES}")
+        put = "insert or replace into trilogue_state (owner, id, at_us, body) values (?, ?, ?, ?)"
+        self._sql.rows(put, (owner, id, now_us(), body))
+
+    def clear_states(self, owner: str) -> int:
+        """Remove all states of an owner; returns how many."""
+        return self._sql.many("delete from trilogue_state where owner = ?", [(owner,)])
+
+    def forget_states(self, owner: str, before_us: int, limit: int) -> None:
+        """Remove the oldest states of an owner that were written before a time."""
+        self._sql.rows(
+            "delete from trilogue_state where (owner, id) in (select owner, id from trilogue_state where owner = ? and at_us < ? "
+            "order by at_us limit ?)",
+            (owner, before_us, limit),
+        )
+
+    def schedule(self, envelope: Envelope, due_us: int, *, name: str) -> None:
+        """Put an envelope on the log at that time; a timer of the same name is replaced."""
+        check_envelope(envelope, self._payload_bytes)
+        timers.cancel_named(self._sql, name)
+        timers.schedule(self._sql, self._types, [envelope], due_us, name=name)
+        self._scheduled(due_us)
+
+    def cancel(self, name: str) -> bool:
+        """Remove a named timer; False if it has fired or never was."""
+        return timers.cancel_named(self._sql, name)
