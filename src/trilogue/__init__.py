@@ -1,7 +1,9 @@
 """One log, read three ways: message queue, event stream, event store."""
 
+from trilogue.aggregate import Aggregate, Boundary, Decider, Decision, Snapshot, tag
 from trilogue.app import App
 from trilogue.codec import from_cloudevent, to_cloudevent
+from trilogue.deciding import Decided
 from trilogue.errors import (
     BadOption,
     BadPattern,
@@ -16,6 +18,7 @@ from trilogue.errors import (
     Reject,
     Rejected,
     StorageFull,
+    StreamClosed,
     TimedOut,
     TrilogueError,
     TwiceNamed,
@@ -26,25 +29,38 @@ from trilogue.errors import (
     Verdict,
     WiringError,
 )
-from trilogue.events import Envelope, Group, Receipt, Record, derived_id, event, new_id
+from trilogue.events import Envelope, Group, Receipt, Record, audited, derived_id, event, new_id
 from trilogue.handlers import Context, Effect, Failed
-from trilogue.ports import Db, DeadLetter, Feature, GroupStatus, Query, SeekTo, Status, Store
+from trilogue.history import Difference, Entry, Traced
+from trilogue.instances import ProcessInstance
+from trilogue.ports import Db, DeadLetter, Feature, GroupStatus, Query, SeekTo, State, Status, Store, Transaction
+from trilogue.process import Cancel, End, Process, Timer, reacts, starts, timer
 from trilogue.retry import Retry
 from trilogue.router import Router
 from trilogue.stores import open_store
+from trilogue.stream import Loaded
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Aggregate",
     "App",
     "BadOption",
     "BadPattern",
+    "Boundary",
+    "Cancel",
     "Conflict",
     "Context",
     "Db",
     "DeadLetter",
+    "Decided",
+    "Decider",
+    "Decision",
     "DecodeError",
+    "Difference",
     "Effect",
+    "End",
+    "Entry",
     "Envelope",
     "Failed",
     "Feature",
@@ -53,9 +69,12 @@ __all__ = [
     "HandlerFailed",
     "Later",
     "LeaseLost",
+    "Loaded",
     "LogError",
     "OrphanedGroup",
     "OutcomeUnknown",
+    "Process",
+    "ProcessInstance",
     "Query",
     "Receipt",
     "Record",
@@ -64,10 +83,16 @@ __all__ = [
     "Retry",
     "Router",
     "SeekTo",
+    "Snapshot",
+    "State",
     "Status",
     "StorageFull",
     "Store",
+    "StreamClosed",
     "TimedOut",
+    "Timer",
+    "Traced",
+    "Transaction",
     "TrilogueError",
     "TwiceNamed",
     "Unavailable",
@@ -76,10 +101,15 @@ __all__ = [
     "Unsupported",
     "Verdict",
     "WiringError",
+    "audited",
     "derived_id",
     "event",
     "from_cloudevent",
     "new_id",
     "open_store",
+    "reacts",
+    "starts",
+    "tag",
+    "timer",
     "to_cloudevent",
 ]

@@ -256,7 +256,7 @@ def _reducer(
     fold: Any, pattern: str, new: Callable[[str], Any], step: Callable[[Any, Any], Any], state: Any, policy: Snapshot | None
 ) -> Reducer:
     name = fold.__qualname__
-    classes = _folded(fold, name)
+    classes = event_classes(fold, name)
     return Reducer(name, pattern, _coders(classes, name), classes, new, step, state, policy, _fingerprint(fold, state, policy))
 
 
@@ -265,8 +265,8 @@ def _apply(state: Any, event: Any) -> Any:
     return state
 
 
-def _folded(fold: Callable[..., Any], name: str) -> tuple[type, ...]:
-    """The event classes in the annotation of the second parameter."""
+def event_classes(fold: Callable[..., Any], name: str) -> tuple[type, ...]:
+    """The event classes in the annotation of a function's second parameter; raises UnknownEvent."""
     try:
         hints = typing.get_type_hints(fold)
     except (NameError, TypeError, AttributeError) as error:

@@ -14,26 +14,34 @@ import contextlib
 import logging
 import os
 import signal
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from time import monotonic
-from typing import Any
+from typing import Any, TypeVar
+
+import msgspec
 
 from trilogue import codec
 from trilogue.durations import Duration, microseconds, seconds
-from trilogue.errors import BadOption, LogError, OrphanedGroup, TimedOut, TwiceNamed, UnknownEvent
+from trilogue.errors import BadOption, LogError, OrphanedGroup, TimedOut, TwiceNamed, UnknownEvent, Unsupported
 from trilogue.events import Envelope, Receipt, Record, as_us, now_us
 from trilogue.handlers import NAME_CHARS, Subscription, subscription
+from trilogue.history import History
+from trilogue.instances import LISTED, ProcessInstance, process_instances, process_subscriptions
 from trilogue.outcomes import cause
 from trilogue.patterns import check_pattern
 from trilogue.ports import Db, Query, SeekTo, Store
+from trilogue.rehydrate import Snapshots
 from trilogue.router import Router
 from trilogue.runner import Runner
+from trilogue.schema.known import known
 from trilogue.stores import open_store
+from trilogue.stream import Streams
 from trilogue.sync import SyncApp
 from trilogue.watch import LoopWatch, watch_progress
 
+M = TypeVar("M")
 PUBLISH_RECORDS = 1_000
 HISTORY_PAGE = 1_000
 THREADS = 32
@@ -43,7 +51,7 @@ TRIM_EVERY_S = 60.0
 log = logging.getLogger("trilogue")
 
 
-class App(Router):
+class App(Router, Streams, History):
     """One program on one log.
 
     url: memory:// or sqlite:///file.db. name: tells its groups and the source of its events from another program's.
@@ -59,25 +67,40 @@ class App(Router):
         self.name = name
         self._keep_for = None if keep_for is None else seconds(keep_for)
         self.store: Store = open_store(url)
+        self.keys: codec.Keys | None = None
+        self.snapshots = Snapshots(self.store)
         self._opened = 0
         self._subscriptions: list[Subscription] = []
+        self._known: tuple[Any, dict[str, codec.Coder]] = (None, {})
 
     @property
     def subscriptions(self) -> Sequence[Subscription]:
         """What is subscribed, as read from the handlers' signatures; raises a WiringError naming the first mistake."""
-        if len(self._subscriptions) != len(self.handlers):
+        if len(self._subscriptions) != len(self.handlers) + len(self.process_classes):
             subs = [subscription(handler, pattern, app=self.name, **options) for handler, pattern, options in self.handlers]
+            subs += process_subscriptions(self.process_classes, self.name)
             for n, sub in enumerate(subs):
                 if any(sub.group.name == other.group.name for other in subs[:n]):
                     raise TwiceNamed(f"two handlers are group {sub.group.name!r}: give each its own name with group=")
             self._subscriptions = subs
         return self._subscriptions
 
+    @property
+    def known(self) -> Mapping[str, codec.Coder]:
+        """The event classes of this app by type: of its handlers, processes and projections, and of knows().
+
+        Raises a WiringError naming the first mistake.
+        """
+        told = (len(self.subscriptions), len(self.models))
+        if self._known[0] != told:
+            self._known = (told, known(self))
+        return self._known[1]
+
     # ── opening, running ─────────────────────────────────────────────────────────────────────────────────────────────
 
     async def __aenter__(self) -> "App":
         if not self._opened:
-            _ = self.subscriptions
+            _ = self.known
             await self.store.open()
             try:
                 if self.setups:
@@ -91,6 +114,7 @@ class App(Router):
     async def __aexit__(self, *_: object) -> None:
         self._opened -= 1
         if not self._opened:
+            await self.snapshots.stop()
             await self.store.close()
 
     def _set_up(self, db: Db) -> None:
@@ -159,10 +183,13 @@ class App(Router):
 
     # ── publishing ───────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def envelope(self, event: object, *, id: str | None = None, time_us: int | None = None) -> Envelope:
+    def envelope(
+        self, event: object, *, id: str | None = None, time_us: int | None = None, stream: str | None = None
+    ) -> Envelope:
         """The event as it would travel; inside a handler its cause is the record being handled.
 
-        id: decides what counts as a repetition. time_us: when it happened, in microseconds; now if not given.
+        id: decides what counts as a repetition. time_us: when it happened, in microseconds; now if not given. stream: the one
+        it is for, which is its key if it has no other.
         Raises UnknownEvent, BadOption.
         """
         if isinstance(event, Envelope):
@@ -171,7 +198,7 @@ class App(Router):
                     "an Envelope has its id and time already: make it with them, by app.envelope(event, id=, time_us=)"
                 )
             return event
-        return codec.envelope(event, id=id, time_us=time_us, source=self.name, cause=cause.get())
+        return codec.envelope(event, id=id, time_us=time_us, source=self.name, cause=cause.get(), keys=self.keys, stream=stream)
 
     async def publish(
         self,
@@ -255,33 +282,60 @@ class App(Router):
             query = _page(query, HISTORY_PAGE, before=last) if reverse else _page(query, HISTORY_PAGE, after=last)
 
     def decode(self, record: Envelope) -> Any:
-        """The typed event in a record, by the classes this app's handlers are annotated with.
+        """The typed event in a record of any schema version, by the classes this app knows.
 
         Raises UnknownEvent, DecodeError.
         """
-        for sub in self.subscriptions:
-            if record.type in sub.coders:
-                return sub.coders[record.type].decode(record.data)
-        raise UnknownEvent(f"no handler of this app is annotated with a class for {record.type!r}")
+        code = self.known.get(record.type)
+        if code is None:
+            raise UnknownEvent(f"no handler of this app is annotated with a class for {record.type!r}, and app.knows() of none")
+        return code.read(record)
 
-    async def db(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
-        """Read the tables that handlers write: one statement, all its rows, within 30 s.
+    async def db(
+        self, sql: str, values: Sequence[Any] = (), *, after: Receipt | str | None = None, of: str | None = None
+    ) -> list[tuple[Any, ...]]:
+        """Read the tables that handlers and projections write: one statement, all its rows, within 30 s.
 
+        after, of: wait until the group or projection `of` has finished what this receipt (or its token) is for.
         Raises TimedOut, BadOption (anything that is not reading).
         """
+        if (after is None) != (of is None):
+            raise BadOption("after= says what must be there already and of= which group or projection brings it: give both")
+        if after is not None and of is not None:
+            await self.wait_for(after, of)
         return await self.store.query(sql, values)
 
-    async def wait_for(self, receipt: Receipt, group: str, *, timeout: Duration = "10s") -> None:
+    async def find(
+        self,
+        model: type[M],
+        sql: str,
+        values: Sequence[Any] = (),
+        *,
+        after: Receipt | str | None = None,
+        of: str | None = None,
+    ) -> list[M]:
+        """The rows of a query as objects: a dataclass or Struct whose fields are called like the columns.
+
+        Raises BadOption naming the column that has no field or does not fit; otherwise as db().
+        """
+        rows = await self.db(sql, values, after=after, of=of)
+        columns = getattr(rows, "columns", ())
+        try:
+            return [msgspec.convert(dict(zip(columns, row, strict=True)), model, strict=False) for row in rows]
+        except msgspec.MsgspecError as error:
+            raise BadOption(f"the columns {', '.join(columns)} do not make a {model.__qualname__}: {error}") from error
+
+    async def wait_for(self, receipt: Receipt | str, group: str, *, timeout: Duration = "10s") -> None:
         """Return when a group has finished the published event: what it wrote can be read now.
 
-        Raises TimedOut, HandlerFailed (it is a dead letter), UnknownEvent (the group does not read this type).
+        receipt: of publish() or of a decision, or its token, as it came in an HTTP header.
+        Raises TimedOut, HandlerFailed (it is a dead letter), UnknownEvent (the group does not read this type), BadOption.
         """
-        if receipt.position is None:
-            raise BadOption("this event is delayed: it can be waited for once it is on the log")
+        position = _position(receipt)
         until = monotonic() + seconds(timeout)
-        while not await self.store.handled(group, receipt.position):
+        while not await self.store.handled(group, position):
             if monotonic() > until:
-                raise TimedOut(f"group {group!r} has not finished position {receipt.position} within {timeout}")
+                raise TimedOut(f"group {group!r} has not finished position {position} within {timeout}")
             await self.store.changed(0.1)
 
     async def wait_idle(self, *, timeout: Duration | None = None) -> None:
@@ -302,8 +356,25 @@ class App(Router):
         to: where. into: leave the group alone and make a new one that starts there. emits: also publish again what its handler
         returns. In place, a group that writes through `db` is emptied by its reset hook first. Raises Unsupported, UnknownEvent.
         """
-        reset = next((sub.reset for sub in self.subscriptions if sub.group.name == group), None)
-        return await self.store.seek(group, to, into=into, emits=emits, reset=reset)
+        sub = next((sub for sub in self.subscriptions if sub.group.name == group), None)
+        if sub is not None and sub.whole and into is None and to.end != "beginning":
+            raise Unsupported(
+                f"group {group!r} is a process: its instances are made anew by a replay, and those that began before {to} would "
+                "be lost; replay it from the beginning"
+            )
+        return await self.store.seek(group, to, into=into, emits=emits, reset=None if sub is None else sub.reset)
+
+    async def processes(
+        self, name: str | None = None, *, stuck: Duration | None = None, limit: int = LISTED
+    ) -> list[ProcessInstance]:
+        """The instances of processes that have not ended, by process and id.
+
+        name: of one process. stuck: only those that have a record that failed, or no change for so long and no timer to come.
+        Raises UnknownEvent for a process this log does not have.
+
+        >>> [each.id for each in await app.processes("transfer", stuck="1h")]     # doctest: +SKIP
+        """
+        return await process_instances(self.store, name, stuck=stuck, limit=limit)
 
     async def trim(
         self,
@@ -337,6 +408,13 @@ def _page(query: Query, limit: int, *, after: int | None = None, before: int | N
         query.reverse,
         limit,
     )
+
+
+def _position(receipt: Receipt | str) -> int:
+    token = receipt if isinstance(receipt, str) else receipt.token
+    if not (token.isascii() and token.isdecimal() and 0 < len(token) < 20):
+        raise BadOption(f"{token[:40]!r} is no token of a receipt: expected the text of Receipt.token, as '42'")
+    return int(token)
 
 
 def _us(moment: datetime, name: str) -> int:

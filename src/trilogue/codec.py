@@ -9,11 +9,11 @@ base64, unions); pydantic models do their own.
 import base64
 import contextlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, is_dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 
@@ -25,6 +25,7 @@ from trilogue.events import (
     Envelope,
     EventType,
     Record,
+    Upcast,
     as_datetime,
     as_us,
     audit,
@@ -34,20 +35,10 @@ from trilogue.events import (
     now_us,
     tags_reader,
 )
+from trilogue.sealing import Keys as Keys
+from trilogue.sealing import Sealing, redact, sealed, sealing, unsealed
 
 JSON = "application/json"
-
-
-class Keys(Protocol):
-    """The keys of the people whose data is sealed: one each, and once it is destroyed nobody reads their data any more."""
-
-    def seal(self, subject: str, plain: bytes, about: bytes) -> str:
-        """Seal a value; about: what it belongs to, which has to be the same to unseal it. Raises Rejected for the erased."""
-        ...
-
-    def unseal(self, sealed: str, about: bytes) -> bytes | None:
-        """The value again; None if the person was erased. Raises DecodeError for what was never sealed like this."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,57 +52,50 @@ class Coder:
     decode: Callable[[bytes], Any]
     key: Callable[[Any], str | None]
     tags: Callable[[Any], tuple[str, ...]]
+    cls: Any
+    sealing: Sealing | None
 
     def read(self, envelope: Envelope, keys: Keys | None = None) -> Any:
         """The typed event in an envelope of any schema version, sealed fields opened; raises DecodeError."""
-        if envelope.schema_version == self.version and not self.mark.personal:
+        if envelope.schema_version == self.version and self.sealing is None:
             return self.decode(envelope.data)
         return self.decode(self.current(envelope, keys))
 
     def current(self, envelope: Envelope, keys: Keys | None = None) -> bytes:
         """The data as the class of today would have written it, in plain text."""
         steps = self.mark.upcasts[envelope.schema_version - 1 :]
-        if not steps and not self.mark.personal:
-            return envelope.data
+        data = envelope.data
+        if self.sealing is not None:
+            data = unsealed(data, self.sealing, envelope, keys, is_older=envelope.schema_version < self.version)
+        return self._upcast(data, steps, envelope.schema_version) if steps else data
+
+    def _upcast(self, data: bytes, steps: Sequence[Upcast | None], version: int) -> bytes:
         try:
-            data = msgspec.json.decode(envelope.data)
-            if self.mark.personal:
-                data = unsealed(data, self.mark, envelope, keys)
+            document = msgspec.json.decode(data)
             for step in steps:
-                data = data if step is None else step(data)
-            return msgspec.json.encode(data)
-        except DecodeError:
-            raise
+                document = document if step is None else step(document)
+            if self.sealing is not None:
+                redact(document, self.sealing)
+            return msgspec.json.encode(document)
         except Exception as error:  # an upcaster may raise anything
             raise DecodeError(
-                f"event {self.type!r} of schema version {envelope.schema_version} does not become version {self.version}: "
+                f"event {self.type!r} of schema version {version} does not become version {self.version}: "
                 f"{type(error).__name__}: {error}"
             ) from error
 
 
 @lru_cache(maxsize=4096)
 def coder(cls: Any) -> Coder:
-    """The Coder of an event class; raises UnknownEvent for a class without @event, or one that cannot be an event."""
+    """The Coder of an event class; raises UnknownEvent for a class without @event, or one that cannot be an event.
+
+    Raises BadOption for personal fields that cannot be sealed.
+    """
     mark = event_type(cls)
     try:
-        encode, decode = _pydantic(cls) if _is_pydantic(cls) else _msgspec(cls)
+        encode, decode = _pydantic(cls) if _is_pydantic(cls) else json_coder(cls)
     except (TypeError, ValueError, NameError) as error:
         raise UnknownEvent(f"event {mark.name!r}: {cls.__qualname__} cannot be read from JSON: {error}") from error
-    return Coder(mark, mark.name, mark.version, encode, decode, key_reader(cls), tags_reader(cls))
-
-
-# ── personal data ────────────────────────────────────────────────────────────────────────────────────────────────────
-# {"email": "u1@example.org"}  ──seal──>  {"email": "<sealed>"}      and back, or redacted where the key is gone
-
-
-def sealed(data: bytes, mark: EventType, id: str, keys: Keys | None) -> bytes:
-    """The encoded event with its personal fields sealed; raises BadOption where there are no keys to do it with."""
-    raise NotImplementedError
-
-
-def unsealed(data: Any, mark: EventType, envelope: Envelope, keys: Keys | None) -> Any:
-    """The decoded data with its personal fields in plain text, or redacted where the person was erased."""
-    raise NotImplementedError
+    return Coder(mark, mark.name, mark.version, encode, decode, key_reader(cls), tags_reader(cls), cls, sealing(cls, mark))
 
 
 def _is_pydantic(cls: Any) -> bool:
@@ -119,7 +103,8 @@ def _is_pydantic(cls: Any) -> bool:
     return hasattr(cls, "model_validate_json") and hasattr(cls, "model_dump_json")
 
 
-def _msgspec(cls: type) -> tuple[Callable[[Any], bytes], Callable[[bytes], Any]]:
+def json_coder(cls: type) -> tuple[Callable[[Any], bytes], Callable[[bytes], Any]]:
+    """Encode and decode of a dataclass or Struct; raises TypeError for another class, decode raises DecodeError."""
     if not is_dataclass(cls) and not issubclass(cls, msgspec.Struct):
         raise TypeError("it is no dataclass, msgspec Struct or pydantic model; put @dataclass below @event")
     encoder = msgspec.json.Encoder(enc_hook=_nested_to_builtin)
@@ -196,8 +181,8 @@ def envelope(
         data = code.encode(event)
     except (TypeError, ValueError, OverflowError, NotImplementedError, RecursionError) as error:
         raise BadOption(f"event {code.type!r} cannot be encoded: {error}") from error
-    if code.mark.personal:
-        data = sealed(data, code.mark, id, keys)
+    if code.sealing is not None:
+        data = sealed(data, code.sealing, id, keys)
     if time_us is None:
         time_us = now_us()
     elif not EARLIEST_US <= time_us <= LATEST_US:

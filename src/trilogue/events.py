@@ -173,18 +173,22 @@ def field_names(cls: type) -> set[str]:
 
 def now_us() -> int:
     """The wall clock, in microseconds."""
-    return time.time_ns() // 1_000 + _Clock.shift_us
+    return time.time_ns() // 1_000 if _Clock.stands_at_us is None else _Clock.stands_at_us
 
 
-def shift_clock(us: int) -> None:
-    """Let this process's wall clock go ahead by so many microseconds from now on: for tests that let hours pass."""
-    _Clock.shift_us = us
+def set_clock(us: int | None) -> int | None:
+    """Let this process's wall clock stand still at a time, for tests that let hours pass; None: it goes again.
+
+    us: microseconds since 1970. Returns what was set before.
+    """
+    before, _Clock.stands_at_us = _Clock.stands_at_us, us
+    return before
 
 
 class _Clock:
     """The millisecond ids are made in, as text with random bits behind, and how many of its 4,096 ids are used."""
 
-    shift_us = 0
+    stands_at_us: int | None = None
     ms = 0
     head = ""
     tail = ""
@@ -346,14 +350,15 @@ class Receipt(msgspec.Struct, frozen=True, gc=False):
 class Group:
     """A named reader of the log.
 
-    patterns: which types. ordered: one at a time per key, in order. start: where a new group begins.
+    patterns: which types. ordered: one at a time per key, in order. start: where a new group begins; "existing": binding it
+    makes none, because only whoever moves it may.
     has_effects: it writes through `db`, so a replay in place needs its reset hook. app: the program whose handler it is.
     """
 
     name: str
     patterns: tuple[str, ...]
     ordered: bool = True
-    start: Literal["now", "beginning"] = "now"
+    start: Literal["now", "beginning", "existing"] = "now"
     has_effects: bool = False
     app: str = "trilogue"
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from trilogue.codec import Coder, coder
+from trilogue.codec import Coder, Keys, coder
 from trilogue.durations import Duration, microseconds
 from trilogue.errors import BadOption, TwiceNamed, UnknownEvent, Unsupported
 from trilogue.events import Group, Record, is_event
@@ -72,7 +72,10 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class Subscription:
-    """A Group, its handler and the policy around it."""
+    """A Group, its handler and the policy around it.
+
+    whole: it is replayed in place from the beginning only, because its reset also empties what earlier records made.
+    """
 
     group: Group
     handler: Callable[..., Any]
@@ -86,11 +89,13 @@ class Subscription:
     park: bool
     db_limit_us: int
     reset: Callable[[Db], None] | None
+    keys: Keys | None = None
+    whole: bool = False
 
     def decode(self, record: Record) -> Any:
         """The event in a record, or the record itself for a handler of patterns; raises DecodeError."""
         code = self.coders.get(record.type)
-        return record if code is None else code.decode(record.data)
+        return record if code is None else code.read(record, self.keys)
 
 
 def subscription(

@@ -61,7 +61,7 @@ class Outcomes:
             except BadOption as wrong:
                 error = wrong
         wait_us = self._sub.retry.wait_us(error, delivery.attempt)
-        text = f"{type(error).__qualname__}: {_said(error)}"
+        text = "".join(f"{note}: " for note in _notes(error)) + f"{type(error).__qualname__}: {_said(error)}"
         trace = (
             "" if isinstance(error, Reject) else _storable("".join(traceback.format_exception(error, limit=-TRACEBACK_FRAMES)))
         )
@@ -218,6 +218,11 @@ def _said(error: BaseException) -> str:
         return _storable(str(error))
     except Exception as wrong:
         return f"(its message cannot be read: {type(wrong).__qualname__})"
+
+
+def _notes(error: BaseException) -> list[str]:
+    """What was added to it on its way, as the step of a process it was raised in."""
+    return [_storable(str(note)) for note in getattr(error, "__notes__", ())]
 
 
 def _storable(text: str) -> str:

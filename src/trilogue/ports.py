@@ -54,6 +54,7 @@ class Query:
     """Which records to read, in order of position.
 
     types: AMQP patterns. tags: all of these. correlation: what one record led to, by its id; without that record itself.
+    id: the one with this id. schema_version: of the events stored as this version only.
     after / before: positions, both exclusive. since_us / until_us: recorded time, since inclusive,
     until exclusive. reverse: newest first. limit: at most this many, 10,000 being the most a page may hold.
     """
@@ -69,6 +70,8 @@ class Query:
     limit: int = 1_000
     tags: tuple[str, ...] = ()
     correlation: str | None = None
+    id: str | None = None
+    schema_version: int | None = None
 
 
 class Transaction(Db, Protocol):
@@ -108,8 +111,12 @@ class Transaction(Db, Protocol):
         """Keep a small state: of a process, a snapshot, an answer. None removes it."""
         ...
 
-    def clear_states(self, owner: str) -> int:
-        """Remove all states of an owner; returns how many."""
+    def clear_states(self, owner: str, *, prefix: str = "") -> int:
+        """Remove all states of an owner, or those whose id begins so; returns how many."""
+        ...
+
+    def forget_states(self, owner: str, before_us: int, limit: int) -> None:
+        """Remove the oldest states of an owner that were written before a time."""
         ...
 
     def schedule(self, envelope: Envelope, due_us: int, *, name: str) -> None:
@@ -119,6 +126,31 @@ class Transaction(Db, Protocol):
     def cancel(self, name: str) -> bool:
         """Remove a named timer; False if it has fired or never was."""
         ...
+
+    def start_group(self, group: Group, after: int, *, instead_of: str | None = None, paused: bool = False) -> None:
+        """Make a group that reads after a position.
+
+        instead_of: a group that goes in the same act; what the new one emits stays off up to where that one was.
+        """
+        ...
+
+    def pause_group(self, name: str, paused: bool) -> None:
+        """Let a group be lent nothing, or go on."""
+        ...
+
+    def group_held(self, name: str) -> tuple[int, int] | None:
+        """How many records are held ready for a group, and how many are parked; None if there is no such group."""
+        ...
+
+    def drop_held(self, name: str, position: int) -> None:
+        """Forget that a group gave up on a record; a parked key goes on with what follows."""
+        ...
+
+
+class Rows(list[tuple[Any, ...]]):
+    """What a query returned. columns: their names, as far as there is a row."""
+
+    columns: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,12 +164,21 @@ class State:
 
 
 @dataclass(frozen=True, slots=True)
-class Timer:
+class Scheduled:
     """An envelope that enters the log when due. name: of one that can be moved, as a process's."""
 
     envelope: Envelope
     due_us: int
     name: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """One type in one schema version, and how many records of it were ever accepted."""
+
+    type: str
+    schema_version: int
+    count: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,6 +262,9 @@ class Store(Protocol):
     async def bind(self, groups: Sequence[Group], *, work: bool = True) -> None:
         """Declare groups, idempotently. work: also become a worker for them, taking a share of the slots."""
 
+    async def unbind(self, group: str) -> None:
+        """Stop working for one group that is gone."""
+
     async def leave(self) -> None:
         """Stop working for all groups: hand back what is out, uncharged, and give up all slots."""
 
@@ -292,6 +336,9 @@ class Store(Protocol):
     async def handled(self, group: str, position: int) -> bool:
         """Whether the group has finished this record; raises HandlerFailed if it is a dead letter."""
 
+    async def finished_to(self, group: str) -> int:
+        """The position up to which a group has read everything; what it holds of that is not finished."""
+
     async def orphans(self, app: str, names: Sequence[str]) -> list[str]:
         """Groups of an app beyond these names that have work and nobody who does it."""
 
@@ -304,16 +351,25 @@ class Store(Protocol):
     async def status(self) -> Status:
         """The whole log at a glance."""
 
-    async def query(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+    async def query(self, sql: str, values: Sequence[Any] = ()) -> Rows:
         """Read the user's own tables, on a read-only connection."""
 
-    async def transact(self, work: Callable[[Transaction], T], *, rows: int = 1_000) -> T:
-        """Run `work` in a transaction of its own, and return what it returns. rows: about how many it writes."""
+    async def transact(self, work: Callable[[Transaction], T], *, rows: int = 1_000, limit_us: int | None = None) -> T:
+        """Run `work` in a transaction of its own, and return what it returns.
+
+        rows: about how many it writes. limit_us: its SQL is interrupted after that (TimedOut).
+        """
+
+    async def state(self, owner: str, id: str) -> bytes | None:
+        """What an owner keeps under one id."""
 
     async def states(self, owner: str, *, after: str = "", limit: int = 1_000) -> list[State]:
         """What an owner keeps, by id, after one."""
 
-    async def timers(self, *, after: str = "", limit: int = 1_000) -> list[Timer]:
+    async def kinds(self) -> list[Kind]:
+        """What was ever accepted, by type and schema version."""
+
+    async def timers(self, *, after: str = "", limit: int = 1_000) -> list[Scheduled]:
         """What is scheduled, by the id of its envelope, after one."""
 
     async def stream_version(self, stream: str) -> int:

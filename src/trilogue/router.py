@@ -6,11 +6,15 @@ from typing import Any, Literal, ParamSpec, TypeVar, overload
 from trilogue.durations import Duration
 from trilogue.errors import UnknownEvent
 from trilogue.handlers import check_options
+from trilogue.instances import registration
 from trilogue.ports import Db
+from trilogue.process import Process
 from trilogue.retry import Retry
+from trilogue.schema.known import classes_of
 
 P = ParamSpec("P")
 R = TypeVar("R")
+Q = TypeVar("Q", bound=Process)
 Setup = Callable[[Db], object]
 
 
@@ -23,6 +27,8 @@ class Router:
     def __init__(self) -> None:
         self.handlers: list[tuple[Callable[..., Any], str | None, dict[str, Any]]] = []
         self.setups: list[Setup] = []
+        self.process_classes: list[tuple[type[Process], dict[str, Any]]] = []
+        self.models: list[Any] = []
 
     @overload
     def on(self, handler: Callable[P, R], /) -> Callable[P, R]: ...
@@ -73,6 +79,42 @@ class Router:
 
         return register
 
+    def process(
+        self,
+        model: type[Q],
+        /,
+        *,
+        group: str | None = None,
+        retry: Retry | None = None,
+        start: Literal["now", "beginning"] = "now",
+        on_dead: Literal["skip", "park"] = "park",
+    ) -> type[Q]:
+        """Run the instances of a Process class; returns the class. Also as `@app.process` above it.
+
+        group: its name; `process.NAME` if not given. retry, start: as for on(). on_dead: "park" keeps what follows of the same
+        key waiting behind a step that failed for good, until somebody redrives or drops it.
+        Raises a WiringError for what is no process now, and for what is wrong with it when the App is opened.
+
+        >>> router.process(MoneyTransfer, retry=Retry(3, "1s"))     # doctest: +SKIP
+        """
+        if not isinstance(model, type) or not issubclass(model, Process):
+            raise UnknownEvent(f"process({model!r}): expected a class, as class Transfer(Process, key='id', name='transfer')")
+        options = {"group": group, "retry": retry, "start": start, "on_dead": on_dead}
+        self.process_classes.append((model, options))
+        self.setups.append(registration(model, group))
+        return model
+
+    def knows(self, *models: Any) -> None:
+        """Name event classes that no handler takes, Aggregates, Deciders and Decisions: for decode() and `trilogue schema`.
+
+        Raises UnknownEvent for anything else.
+
+        >>> router.knows(Account, OrderPlaced)     # doctest: +SKIP
+        """
+        for model in models:
+            classes_of(model)
+        self.models += models
+
     def setup(self, create: Setup) -> Setup:
         """Run a function with the database at every start, in one transaction: `create table if not exists …`."""
         self.setups.append(create)
@@ -83,3 +125,5 @@ class Router:
         for router in routers:
             self.handlers += router.handlers
             self.setups += router.setups
+            self.models += router.models
+            self.process_classes += router.process_classes

@@ -36,6 +36,10 @@ SWEEP_S = 0.02
 BACKOFF_S = 1.0
 
 log = logging.getLogger("trilogue")
+# What a Runner makes of its subscription first; set around App.running() by trilogue.testing, whose faults happen in handlers.
+around: contextvars.ContextVar[Callable[[Subscription], Subscription] | None] = contextvars.ContextVar(
+    "trilogue_around", default=None
+)
 
 
 class Lane:
@@ -60,7 +64,8 @@ class Runner:
     """Runs one subscription until stop()."""
 
     def __init__(self, store: Store, sub: Subscription, threads: Executor, source: str) -> None:
-        self.sub = sub
+        surround = around.get()
+        self.sub = sub = sub if surround is None else surround(sub)
         self.name = sub.group.name
         self.progress_at = time.monotonic()
         self.in_flight = 0

@@ -1,9 +1,11 @@
-"""`demo video` and `demo queue`: the video platform, one watch reaching six services.
+"""`demo`: a video platform (one watch reaching six services), a bank, and the three levels of event-driven systems.
 
 demo video                                          a generated sample; analytics fails 30 % of the time
 demo video --input ml-latest-small --report json    a MovieLens folder
 demo video --input - --columns user=u,video=v,time=at --down badge --fail ranking=0.1
 demo queue                                          three watches, who was told
+demo bank --accounts 50 --transfers 20000 --workers 2 --db bank.db
+demo levels                                         what does a receiver have to ask for?
 """
 
 from typing import Annotated, Literal
@@ -40,3 +42,28 @@ async def queue(*, report: Report = "text") -> None:
     from trilogue.apps.video.queue_demo import demo_queue
 
     await demo_queue(report=report)
+
+
+async def bank(
+    *,
+    accounts: Annotated[int, Parameter(help="Between which money is moved.", show_default=True)] = 100,
+    transfers: Annotated[int, Parameter(help="How many.", show_default=True)] = 5_000,
+    writers: Annotated[int, Parameter(help="How many ask for transfers at once.", show_default=True)] = 16,
+    workers: Annotated[int, Parameter(help="Processes on the file.", show_default=True)] = 2,
+    db: Annotated[str | None, Parameter(help="Keep the log in this file; running again goes on where it ended.")] = None,
+    seed: Annotated[int, Parameter(help="Of who pays whom.")] = 1,
+    report: Report = "text",
+) -> int:
+    """Tell one account's story, move money between many, check that none was made or lost; exit code 1 if it was."""
+    from trilogue.apps.bank.demo import demo_bank
+    from trilogue.apps.bank.options import BankOptions
+
+    found = await demo_bank(BankOptions(accounts, transfers, writers, workers, db, seed, report))
+    return 0 if all(found["load"]["invariants"].values()) else 1
+
+
+async def levels(*, report: Report = "text") -> None:
+    """Run the three levels of event-driven systems, and count what each receiver has to ask for."""
+    from trilogue.apps.levels.demo import demo_levels
+
+    await demo_levels(report=report)

@@ -21,7 +21,7 @@ from typing import Annotated
 
 from cyclopts import App, CycloptsError, Parameter, UnknownCommandError
 
-from trilogue.cli import act, bench, demo, publish, run, show
+from trilogue.cli import act, bench, demo, processes, publish, run, show
 from trilogue.cli.output import flush, note, redacted, safe
 from trilogue.errors import TrilogueError, WiringError
 
@@ -37,24 +37,30 @@ cli = App(
 )
 dead = App(name="dead", help="List, show, redrive or drop the records that groups gave up on.")
 groups = App(name="groups", help="Forget groups whose handler is gone.")
-videos = App(name="demo", help="One event reaches six services: the video platform, on generated or real data.")
+sagas = App(name="processes", help="List and show the processes that have begun and not ended, and what is stuck.")
+demos = App(name="demo", help="Programs to watch: a video platform, a bank, three levels of event-driven systems.")
 
 cli.command(run.run)
-cli.command(videos)
+cli.command(demos)
 cli.command(publish.publish)
 cli.command(show.tail)
 cli.command(show.status)
 cli.command(dead)
 cli.command(act.replay)
 cli.command(groups)
+cli.command(sagas)
 cli.command(bench.bench)
 dead.command(show.dead_list, name="list")
 dead.command(show.dead_show, name="show")
 dead.command(act.dead_redrive, name="redrive")
 dead.command(act.dead_drop, name="drop")
 groups.command(act.groups_drop, name="drop")
-videos.command(demo.video)
-videos.command(demo.queue)
+sagas.command(processes.processes_list, name="list")
+sagas.command(processes.processes_show, name="show")
+demos.command(demo.video)
+demos.command(demo.queue)
+demos.command(demo.bank)
+demos.command(demo.levels)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

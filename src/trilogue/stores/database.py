@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from trilogue.errors import TrilogueError, Unavailable
+from trilogue.ports import Rows
 from trilogue.stores import log
 from trilogue.stores.sqlite import (
     ApswSql,
@@ -131,7 +132,7 @@ class Database:
             except Exception as error:
                 raise translate(error, self.path) from error
 
-    async def query(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+    async def query(self, sql: str, values: Sequence[Any] = ()) -> Rows:
         """Read the user's tables on a connection of its own, in a thread."""
         self.check_open()
         if self.in_memory:
@@ -139,7 +140,7 @@ class Database:
                 return read_only(self._reader, sql, values)
         return await asyncio.to_thread(self._query, sql, values)
 
-    def _query(self, sql: str, values: Sequence[Any]) -> list[tuple[Any, ...]]:
+    def _query(self, sql: str, values: Sequence[Any]) -> Rows:
         connection = connect(self.path, read_only=True)
         deadline = time.monotonic() + QUERY_S
         connection.set_progress_handler(lambda: time.monotonic() > deadline, STEPS_PER_CHECK)

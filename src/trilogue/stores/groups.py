@@ -23,6 +23,8 @@ def bind(sql: Sql, groups: Sequence[Group], now_us: int) -> None:
     for group in groups:
         patterns = msgspec.json.encode(group.patterns).decode()
         there = sql.rows("select id, app, patterns, ordered, has_effects from trilogue_groups where name = ?", (group.name,))
+        if not there and group.start == "existing":
+            continue
         if not there:
             create(sql, group, newest(sql)[0] if group.start == "now" else oldest(sql) - 1, now_us)
         elif there[0][1:] != (group.app, patterns, group.ordered, group.has_effects):
@@ -53,6 +55,38 @@ def create(sql: Sql, group: Group, cursor: int, now_us: int) -> None:
         "insert into trilogue_slots (group_id, slot, cursor) values (?, ?, ?)",
         [(group_id, s, cursor) for s in range(SLOTS)],
     )
+
+
+def start(sql: Sql, group: Group, after: int, now_us: int, *, instead_of: str | None, paused: bool) -> None:
+    """A new group that reads after a position. instead_of: a group that goes; up to where that one was, this one is quiet."""
+    create(sql, group, after, now_us)
+    if instead_of is not None:
+        sql.rows(
+            "update trilogue_slots set quiet_to = o.reached from "
+            "(select slot as n, max(cursor, quiet_to) as reached from trilogue_slots where group_id = ?) o "
+            "where group_id = ? and slot = o.n and o.reached > cursor",
+            (group_id_of(sql, instead_of), group_id_of(sql, group.name)),
+        )
+        drop(sql, instead_of)
+    set_paused(sql, group.name, paused)
+
+
+def held(sql: Sql, name: str) -> tuple[int, int] | None:
+    """How many records of a group are held ready and how many parked; None if there is no such group."""
+    known = sql.rows("select id from trilogue_groups where name = ?", (name,))
+    if not known:
+        return None
+    count = f"select count(*) filter (where state = {READY}), count(*) filter (where state = {PARKED}) from trilogue_held"
+    ready, parked = sql.rows(f"{count} where group_id = ?", known[0])[0]
+    return ready, parked
+
+
+def drop_held(sql: Sql, name: str, position: int) -> None:
+    """Forget that a group gave up on a record; a parked key goes on."""
+    group_id = group_id_of(sql, name)
+    given_up = f"group_id = ? and position = ? and state in ({PARKED}, {DEAD})"
+    sql.rows(f"delete from trilogue_held where {given_up}", (group_id, position))
+    sql.rows("update trilogue_groups set revision = revision + 1 where id = ?", (group_id,))
 
 
 def group_id_of(sql: Sql, name: str) -> int:

@@ -72,6 +72,10 @@ class Types:
         """The numbers of all types the patterns mean."""
         return [number for number, (name, _, _) in self.by_number.items() if matches_any(patterns, name)]
 
+    def of_version(self, schema_version: int) -> list[int]:
+        """The numbers of all types in one schema version."""
+        return [number for number, (_, _, version) in self.by_number.items() if version == schema_version]
+
 
 def slot_of(key: str) -> int:
     """The slot of a key: stable across processes, machines and releases."""
@@ -196,6 +200,8 @@ def _rows_tagged(sql: Sql, tags: Sequence[str], where: str, values: list[Any], o
 
 def _conditions(sql: Sql, types: Types, query: Query) -> tuple[str, list[Any]]:
     parts: list[tuple[str, list[Any]]] = [("r.position > ?", [query.after])]
+    if query.id is not None:
+        parts.append(("r.id = ?", [query.id]))
     if query.before is not None:
         parts.append(("r.position < ?", [query.before]))
     if query.stream is not None:
@@ -210,6 +216,9 @@ def _conditions(sql: Sql, types: Types, query: Query) -> tuple[str, list[Any]]:
     if tuple(query.types) != ("#",):
         types.load(sql)
         parts.append((f"r.type in ({numbers(types.matching(query.types))})", []))
+    if query.schema_version is not None:
+        types.load(sql)
+        parts.append((f"r.type in ({numbers(types.of_version(query.schema_version))})", []))
     return " and ".join(part for part, _ in parts), [value for _, values in parts for value in values]
 
 

@@ -4,6 +4,7 @@ lag = records the group reads, beyond the cursor of their slot, + held rows that
 """
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ import msgspec
 from trilogue.errors import HandlerFailed, UnknownEvent
 from trilogue.events import now_us
 from trilogue.patterns import matches_any
-from trilogue.ports import GroupStatus
+from trilogue.ports import GroupStatus, Kind
 from trilogue.stores.groups import DEAD, PARKED, READY, group_id_of
 from trilogue.stores.log import Types, newest, numbers
 from trilogue.stores.writer import Sql
@@ -95,11 +96,24 @@ def _next(sql: Sql, types: Types, group_id: int, patterns: Sequence[str]) -> int
 
 
 def first_needed(sql: Sql, types: Types) -> int | None:
-    """The first position some group still has to read; None if there is none."""
+    """The first position some group, or a build of a projection, still has to read; None if there is none."""
     types.load(sql)
     groups = sql.rows("select id, patterns from trilogue_groups")
     needed = [_next(sql, types, group_id, msgspec.json.decode(patterns)) for group_id, patterns in groups]
+    builds = sql.rows(
+        "select json_extract(cast(body as text), '$.next.position') + 1 from trilogue_state where owner = 'projection'"
+    )
+    needed += [position for (position,) in builds]
     return min((position for position in needed if position is not None), default=None)
+
+
+def finished_to(sql: Sql, types: Types, group: str) -> int:
+    """The position up to which a group has read everything; raises UnknownEvent."""
+    group_id = group_id_of(sql, group)
+    types.load(sql)
+    patterns = msgspec.json.decode(sql.rows("select patterns from trilogue_groups where id = ?", (group_id,))[0][0])
+    first = _next(sql, types, group_id, patterns)
+    return newest(sql)[0] if first is None else first - 1
 
 
 def _held(sql: Sql, group_id: int) -> dict[str, int]:
@@ -118,14 +132,22 @@ def _held(sql: Sql, group_id: int) -> dict[str, int]:
     return counts
 
 
-def count_types(sql: Sql) -> dict[str, int]:
-    """Records ever accepted by type: counted with the places (log.py), and those after the last noted one."""
+def kinds(sql: Sql) -> list[Kind]:
+    """Records ever accepted by type and version: counted with the places (log.py), and those after the last noted one."""
     newer = (
-        "select t.name, 1 from trilogue_records r join trilogue_types t on t.id = r.type "
+        "select t.name, t.schema_version as v, 1 from trilogue_records r join trilogue_types t on t.id = r.type "
         "where r.position > (select placed from trilogue_progress)"
     )
-    both = f"select name, counted as n from trilogue_types union all {newer}"
-    return dict(sql.rows(f"select name, sum(n) from ({both}) group by name order by name"))
+    both = f"select name, schema_version as v, counted as n from trilogue_types union all {newer}"
+    return [Kind(*row) for row in sql.rows(f"select name, v, sum(n) from ({both}) group by name, v order by name, v")]
+
+
+def count_types(sql: Sql) -> dict[str, int]:
+    """Records ever accepted, by type."""
+    counts: Counter[str] = Counter()
+    for kind in kinds(sql):
+        counts[kind.type] += kind.count
+    return dict(counts)
 
 
 def orphans(sql: Sql, types: Types, app: str, names: Sequence[str]) -> list[str]:
@@ -153,6 +175,35 @@ def is_idle(sql: Sql, types: Types, names: Sequence[str]) -> bool:
         if _next(sql, types, group_id, patterns) is not None or _moving(sql, group_id):
             return False
     return True
+
+
+def next_due(sql: Sql, types: Types, names: Sequence[str]) -> int | None:
+    """When these groups or the timers have something to do next: 0 if there is something at once, None if there is nothing.
+
+    What is in a worker's hands counts as to be done at once; groups that are paused, and parked keys, have nothing to do.
+    """
+    types.load(sql)
+    due = [us for (us,) in sql.rows("select min(due_us) from trilogue_timers") if us is not None]
+    for name in names:
+        for group_id, patterns in sql.rows("select id, patterns from trilogue_groups where name = ? and not paused", (name,)):
+            if _next(sql, types, group_id, msgspec.json.decode(patterns)) is not None:
+                return 0
+            due += _next_held(sql, group_id)
+    return min(due, default=None)
+
+
+def _next_held(sql: Sql, group_id: int) -> list[int]:
+    """When the first row of each held key is due, and each row without order."""
+    # The other columns come from the row that has the minimum: https://sqlite.org/lang_select.html#bareagg
+    keys = (
+        "select due_us, state, min(position) from trilogue_held "
+        f"where group_id = ? and key is not null and state in ({READY}, {PARKED}) group by slot, key"
+    )
+    first = sql.rows(f"select min(due_us) from ({keys}) where state = {READY}", (group_id,))[0][0]
+    loose = sql.rows(
+        f"select min(due_us) from trilogue_held where group_id = ? and key is null and state = {READY}", (group_id,)
+    )[0][0]
+    return [us for us in (first, loose) if us is not None]
 
 
 def _moving(sql: Sql, group_id: int) -> bool:

@@ -26,13 +26,27 @@ from trilogue.events import (
     now_us,
 )
 from trilogue.gate import NEVER_US
-from trilogue.ports import ANY_VERSION, Db, DeadLetter, Feature, Query, SeekTo, State, Status, Timer, Transaction
+from trilogue.ports import (
+    ANY_VERSION,
+    Db,
+    DeadLetter,
+    Feature,
+    Kind,
+    Query,
+    Rows,
+    Scheduled,
+    SeekTo,
+    State,
+    Status,
+    Transaction,
+)
 from trilogue.stores import append, dead, groups, log, retention, status, streams, timers
 from trilogue.stores.database import Database
 from trilogue.stores.worker import Worker
 from trilogue.stores.writer import Sql
 
 T = TypeVar("T")
+INLINE_RECORDS = 200
 POLL_S = 0.005
 WATCH_BACKOFF_S = 1.0
 
@@ -141,7 +155,11 @@ class SqlStore:
 
     async def read(self, query: Query) -> list[Record]:
         """One page of records."""
-        records: list[Record] = await self._opened().look(lambda sql, types: log.read(sql, types, query))
+        db = self._opened()
+        if query.limit <= INLINE_RECORDS and _is_short(query):
+            with db.reading():
+                return log.read(db.sql, db.types, query)
+        records: list[Record] = await db.look(lambda sql, types: log.read(sql, types, query))
         return records
 
     # ── noticing ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -198,6 +216,10 @@ class SqlStore:
         """Declare groups; with `work`, take a share of their slots."""
         self._opened()
         await self._worker.bind(bound_groups, work=work)
+
+    async def unbind(self, group: str) -> None:
+        """Stop working for one group that is gone."""
+        self._worker.forget(group)
 
     async def leave(self) -> None:
         """Stop working for all groups."""
@@ -305,6 +327,11 @@ class SqlStore:
         with self._db.reading():
             return status.handled(self._db.sql, self._db.types, group, position)
 
+    async def finished_to(self, group: str) -> int:
+        """The position up to which a group has read everything."""
+        reached: int = await self._opened().look(lambda sql, types: status.finished_to(sql, types, group))
+        return reached
+
     async def orphans(self, app: str, names: Sequence[str]) -> list[str]:
         """Groups of an app beyond these names that have work and nobody who does it."""
         found: list[str] = await self._opened().look(lambda sql, types: status.orphans(sql, types, app, names))
@@ -329,14 +356,32 @@ class SqlStore:
         found: Status = await self._opened().look(look)
         return found
 
-    async def query(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+    async def query(self, sql: str, values: Sequence[Any] = ()) -> Rows:
         """Read the user's tables on a connection of its own, in a thread."""
         return await self._opened().query(sql, values)
 
-    async def transact(self, work: Callable[[Transaction], T], *, rows: int = 1_000) -> T:
+    async def transact(self, work: Callable[[Transaction], T], *, rows: int = 1_000, limit_us: int | None = None) -> T:
         """Run `work` with the database in a transaction of its own."""
-        result: T = await self._write(lambda _: work(self._db.transaction), rows=rows)
+
+        def run(_: Sql) -> T:
+            self._db.set_deadline(limit_us)
+            try:
+                return work(self._db.transaction)
+            finally:
+                self._db.set_deadline(None)
+
+        result: T = await self._write(run, rows=rows)
+        if self._db.transaction.regrouped:
+            self._db.transaction.regrouped = False
+            self._look_again()
         return result
+
+    async def state(self, owner: str, id: str) -> bytes | None:
+        """What an owner keeps under one id."""
+        db = self._opened()
+        with db.reading():
+            rows = db.sql.rows("select body from trilogue_state where owner = ? and id = ?", (owner, id))
+        return rows[0][0] if rows else None
 
     async def states(self, owner: str, *, after: str = "", limit: int = 1_000) -> list[State]:
         """What an owner keeps, by id."""
@@ -344,9 +389,14 @@ class SqlStore:
         rows: list[Any] = await self._opened().look(lambda sql, _: sql.rows(select, (owner, after, limit)))
         return [State(*row) for row in rows]
 
-    async def timers(self, *, after: str = "", limit: int = 1_000) -> list[Timer]:
+    async def kinds(self) -> list[Kind]:
+        """What was ever accepted, by type and schema version."""
+        found: list[Kind] = await self._opened().look(lambda sql, _: status.kinds(sql))
+        return found
+
+    async def timers(self, *, after: str = "", limit: int = 1_000) -> list[Scheduled]:
         """What is scheduled, by the id of its envelope."""
-        listed: list[Timer] = await self._opened().look(lambda sql, _: timers.listed(sql, after=after, limit=limit))
+        listed: list[Scheduled] = await self._opened().look(lambda sql, _: timers.listed(sql, after=after, limit=limit))
         return listed
 
     # ── streams ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -368,6 +418,11 @@ class SqlStore:
         """Hide the records of a stream below a version."""
         types, tx = self._opened().writer_types, self._db.transaction
         await self._write(lambda sql: streams.truncate(sql, types, tx, stream, before))
+
+
+def _is_short(query: Query) -> bool:
+    """Whether an index leads to its records: such a look takes microseconds, less than handing it to a thread."""
+    return query.types == ("#",) and query.key is None and query.correlation is None and len(query.tags) < 2
 
 
 def _resolve(future: "asyncio.Future[Any]", outcome: Any) -> None:

@@ -6,7 +6,7 @@ import msgspec
 
 from trilogue.errors import Conflict
 from trilogue.events import Envelope
-from trilogue.ports import Timer
+from trilogue.ports import Scheduled
 from trilogue.stores.append import emit, same_or_conflict
 from trilogue.stores.log import COLUMNS, Types
 from trilogue.stores.writer import Sql
@@ -35,10 +35,10 @@ def cancel_named(sql: Sql, name: str) -> bool:
     return bool(sql.many("delete from trilogue_timers where name = ?", [(name,)]))
 
 
-def listed(sql: Sql, *, after: str, limit: int) -> list[Timer]:
+def listed(sql: Sql, *, after: str, limit: int) -> list[Scheduled]:
     """Timers by the id of their envelope."""
     rows = sql.rows("select envelope, due_us, name from trilogue_timers where id > ? order by id limit ?", (after, limit))
-    return [Timer(msgspec.json.decode(envelope, type=Envelope), due_us, name) for envelope, due_us, name in rows]
+    return [Scheduled(msgspec.json.decode(envelope, type=Envelope), due_us, name) for envelope, due_us, name in rows]
 
 
 def fire(sql: Sql, types: Types, now_us: int) -> int:

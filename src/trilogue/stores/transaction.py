@@ -8,9 +8,9 @@ import dataclasses
 from collections.abc import Callable, Sequence
 
 from trilogue.errors import Conflict, Rejected
-from trilogue.events import Envelope, Record, now_us
+from trilogue.events import Envelope, Group, Record, now_us
 from trilogue.ports import ANY_VERSION, Query
-from trilogue.stores import log, timers
+from trilogue.stores import groups, log, timers
 from trilogue.stores.append import Append, append_all, check_envelope
 from trilogue.stores.sqlite import ApswSql
 from trilogue.stores.userdb import UserDb
@@ -22,13 +22,14 @@ OWNER_CHARS = 512
 class SqlTransaction(UserDb):
     """ports.Transaction on the write connection of a store.
 
-    appended: whether something was put on the log since the last look. scheduled: told the due time of a new timer.
+    appended: whether something was put on the log since the last look. regrouped: whether groups changed since then.
+    scheduled: told the due time of a new timer.
     """
 
     def __init__(self, sql: ApswSql, types: log.Types, payload_bytes: int, scheduled: Callable[[int], None]) -> None:
         super().__init__(sql)
         self._types, self._payload_bytes, self._scheduled = types, payload_bytes, scheduled
-        self.appended = False
+        self.appended = self.regrouped = False
 
     @property
     def now_us(self) -> int:
@@ -84,9 +85,10 @@ class SqlTransaction(UserDb):
         put = "insert or replace into trilogue_state (owner, id, at_us, body) values (?, ?, ?, ?)"
         self._sql.rows(put, (owner, id, now_us(), body))
 
-    def clear_states(self, owner: str) -> int:
-        """Remove all states of an owner; returns how many."""
-        return self._sql.many("delete from trilogue_state where owner = ?", [(owner,)])
+    def clear_states(self, owner: str, *, prefix: str = "") -> int:
+        """Remove all states of an owner, or those whose id begins so; returns how many."""
+        values = (owner, prefix, len(prefix), prefix)
+        return self._sql.many("delete from trilogue_state where owner = ? and id >= ? and substr(id, 1, ?) = ?", [values])
 
     def forget_states(self, owner: str, before_us: int, limit: int) -> None:
         """Remove the oldest states of an owner that were written before a time."""
@@ -106,3 +108,22 @@ class SqlTransaction(UserDb):
     def cancel(self, name: str) -> bool:
         """Remove a named timer; False if it has fired or never was."""
         return timers.cancel_named(self._sql, name)
+
+    def start_group(self, group: Group, after: int, *, instead_of: str | None = None, paused: bool = False) -> None:
+        """Make a group that reads after a position, maybe instead of another one."""
+        groups.start(self._sql, group, after, now_us(), instead_of=instead_of, paused=paused)
+        self.regrouped = True
+
+    def pause_group(self, name: str, paused: bool) -> None:
+        """Let a group be lent nothing, or go on."""
+        groups.set_paused(self._sql, name, paused)
+        self.regrouped = True
+
+    def group_held(self, name: str) -> tuple[int, int] | None:
+        """How many records are held ready for a group, and how many are parked."""
+        return groups.held(self._sql, name)
+
+    def drop_held(self, name: str, position: int) -> None:
+        """Forget that a group gave up on a record."""
+        groups.drop_held(self._sql, name, position)
+        self.regrouped = True

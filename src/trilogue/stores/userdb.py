@@ -4,6 +4,7 @@ handler(e, db)  ──▶ UserDb       inside the settlement's savepoint: no tra
 app.db(sql)     ──▶ read_only    one statement that only reads
 """
 
+import contextlib
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import apsw
 
 from trilogue.errors import BadOption
+from trilogue.ports import Rows
 from trilogue.stores.sqlite import ApswSql
 
 _FORBIDDEN = {
@@ -81,13 +83,18 @@ def _without(match: "re.Match[str]") -> str:
     return " " if found[0] in "'-/" else found.replace(";", " ")
 
 
-def read_only(connection: apsw.Connection, sql: str, values: Sequence[Any]) -> list[tuple[Any, ...]]:
+def read_only(connection: apsw.Connection, sql: str, values: Sequence[Any]) -> Rows:
     """The rows of one statement; raises BadOption if it does anything but read."""
     check_statements(sql)
     cursor = connection.cursor()
     cursor.exec_trace = lambda cursor, _sql, _values: cursor.is_readonly
     try:
-        return cursor.execute(sql, values).fetchall()
+        cursor.execute(sql, values)
+        with contextlib.suppress(apsw.ExecutionCompleteError):  # without a row, apsw tells no names
+            columns = tuple(name for name, _ in cursor.getdescription())
+        rows = Rows(cursor.fetchall())
+        rows.columns = columns if rows else ()
+        return rows
     except apsw.ExecTraceAbort:
         raise BadOption(
             "app.db() only reads: write in a handler with a `db` parameter, and make tables in a function under @app.setup"

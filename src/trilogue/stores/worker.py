@@ -104,6 +104,13 @@ class Worker:
         if work:
             await self.attend()
 
+    def forget(self, group: str) -> None:
+        """Know nothing any more of a group that is gone."""
+        bound = self._bound.pop(group, None)
+        if bound is not None:
+            bound.gate.reset()
+            bound.wake.set()
+
     def _renew(self, sql: Sql) -> None:
         """In the writer's thread, so that a blocked loop does not cost the lease."""
         if not self.works:

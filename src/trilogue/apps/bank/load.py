@@ -1,0 +1,100 @@
+"""A load for the bank: who pays whom, made from a seed, asked for by many writers in several processes.
+
+    process 0 ─ writers ─▶ TransferRequested …                each writer asks for every n-th transfer
+    process 1 ─ writers ─▶ …                                  a process that dies: process 0 asks for its share again,
+                                                              which adds only what is missing
+
+Three transfers in a hundred go to an account that is closed, three to one that never was, and a few ask for more than there is.
+"""
+
+import asyncio
+import random
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from decimal import Decimal
+
+from trilogue import App
+from trilogue.apps.bank.account import Account
+from trilogue.apps.bank.money import from_cents
+from trilogue.apps.bank.transfer import request_transfer
+
+FIRST = Decimal(1000)
+LIMIT = Decimal(200)
+CLOSED = ("CLOSED1", "CLOSED2")
+ABSENT = ("NOBODY1", "NOBODY2")
+HOT = 4  # every second transfer pays to one of so many: a shop, a landlord
+OPENING_AT_ONCE = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """How much. accounts, transfers: numbers. writers: in all processes together. processes: how many there are."""
+
+    accounts: int
+    transfers: int
+    writers: int
+    processes: int
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """One transfer to ask for."""
+
+    transfer: str
+    source: str
+    target: str
+    amount: Decimal
+
+
+def orders(load: Load) -> Iterator[Order]:
+    """All transfers; the same for the same load."""
+    rng = random.Random(f"{load.seed} {load.accounts}")
+    for n in range(load.transfers):
+        source, target = rng.sample(range(load.accounts), 2)
+        if rng.random() < 0.5:
+            target = next(t for t in (rng.randrange(min(HOT, load.accounts)), 0, 1) if t != source)
+        amount = from_cents(rng.choice((rng.randint(1, 9_999), rng.randint(1, 30_000))))
+        yield Order(f"{load.seed}-{load.accounts}-{n:07d}", name(source), _target(rng, target), amount)
+
+
+def _target(rng: random.Random, target: int) -> str:
+    dice = rng.random()
+    return rng.choice(CLOSED) if dice < 0.03 else rng.choice(ABSENT) if dice < 0.06 else name(target)
+
+
+def name(number: int) -> str:
+    """The account with a number, from 0."""
+    return f"A{number + 1:05d}"
+
+
+async def open_accounts(app: App, accounts: int) -> None:
+    """Open those that are not open yet; two more are opened and closed."""
+    names = [*map(name, range(accounts)), *CLOSED]
+    for start in range(0, len(names), OPENING_AT_ONCE):
+        await asyncio.gather(*(_open(app, account) for account in names[start : start + OPENING_AT_ONCE]))
+
+
+async def _open(app: App, account: str) -> None:
+    def decide(a: Account) -> None:
+        if a.status == "new":
+            a.create(0 if account in CLOSED else FIRST, LIMIT)
+        if a.status == "open" and account in CLOSED:
+            a.close()
+
+    await app.decide(Account, account, decide)
+
+
+async def write(app: App, load: Load, process: int) -> None:
+    """Ask for this process's share of the transfers. process: its number, from 0."""
+    mine = range(process, load.writers, load.processes)
+    await asyncio.gather(*(_write(app, _share(orders(load), writer, load.writers)) for writer in mine))
+
+
+def _share(all_orders: Iterable[Order], writer: int, writers: int) -> Iterator[Order]:
+    return (order for n, order in enumerate(all_orders) if n % writers == writer)
+
+
+async def _write(app: App, share: Iterator[Order]) -> None:
+    for order in share:
+        await request_transfer(app, order.transfer, order.source, order.target, order.amount)

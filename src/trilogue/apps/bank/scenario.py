@@ -1,0 +1,104 @@
+"""One account's story: opened, used into its overdraft, looked at in the past, kept in a snapshot, written by two at once.
+
+    ACC001   +1000 ── +500 ── -200 ── -800 ── +300 ── -1200            overdraft limit 500
+              1000    1500    1300     500     800     -400
+
+Told again on a database that was kept, it goes on where it ended.
+"""
+
+from collections.abc import Callable
+from decimal import Decimal
+from typing import Any
+
+from trilogue import App, Conflict
+from trilogue.apps.bank.account import Account
+from trilogue.apps.bank.errors import InsufficientFunds
+
+Json = dict[str, Any]
+ACCOUNT = "ACC001"
+STEPS: tuple[Callable[[Account], None], ...] = (
+    lambda a: a.create(1000, overdraft_limit=500),
+    lambda a: a.deposit(500, "salary"),
+    lambda a: a.withdraw(200, "cash"),
+    lambda a: a.withdraw(800, "rent"),
+    lambda a: a.deposit(300, "refund"),
+    lambda a: a.withdraw(1200, "loan"),
+)
+
+
+async def play(app: App) -> Json:
+    """Play the scenario; what became of it."""
+    known = (await app.load(Account, ACCOUNT)).version
+    for step in STEPS[known:]:
+        async with app.edit(Account, ACCOUNT) as account:
+            step(account)
+    return {
+        "account": ACCOUNT,
+        "balances": [await _balance(app, version) for version in range(1, len(STEPS) + 1)],
+        "history": await _history(app),
+        "at_event_3": await _balance(app, 3),
+        "refused": await _too_much(app),
+        "snapshot": await _snapshot(app),
+        **await _two_at_once(app),
+    }
+
+
+async def _balance(app: App, version: int) -> int | float:
+    return number((await app.load(Account, ACCOUNT, version=version)).balance)
+
+
+async def _history(app: App) -> list[Json]:
+    records = [record async for record in app.history(stream=f"account-{ACCOUNT}", limit=len(STEPS))]
+    return [
+        {"version": record.version, "at": record.recorded.isoformat(), "event": type(e := app.decode(record)).__name__, **told(e)}
+        for record in records
+    ]
+
+
+def told(event: Any) -> Json:
+    """What a line of the history says of an event."""
+    amount = getattr(event, "amount", getattr(event, "initial_deposit", None))
+    return {
+        "amount": None if amount is None else number(amount),
+        "description": getattr(event, "description", ""),
+        "before": number(getattr(event, "before", Decimal(0))),
+    }
+
+
+async def _too_much(app: App) -> str | None:
+    """What the bank says to somebody who asks for more than there is: asked of the past, nothing is written."""
+    try:
+        await app.what_if(Account, ACCOUNT, lambda a: a.withdraw(1000), version=len(STEPS))
+    except InsufficientFunds as error:
+        return str(error)
+    return None
+
+
+async def _snapshot(app: App) -> Json:
+    """Whether a state that was kept, and the events after it, give the same account as all events."""
+    version = await app.take_snapshot(Account, ACCOUNT)
+    account = await app.load(Account, ACCOUNT)
+    same = account == await app.load(Account, ACCOUNT, version=account.version)
+    return {"version": version, "same": same}
+
+
+async def _two_at_once(app: App) -> Json:
+    """Two copies are loaded, both deposit; the first to save wins."""
+    first, second = await app.load(Account, ACCOUNT), await app.load(Account, ACCOUNT)
+    first.deposit(1, "first copy")
+    second.deposit(1, "second copy")
+    await app.save(first)
+    try:
+        await app.save(second)
+    except Conflict as error:
+        return {"conflict": True, "conflict_said": str(error)}
+    return {"conflict": False, "conflict_said": None}
+
+
+def number(amount: Decimal) -> int | float:
+    """An amount as a JSON number; a whole one without a point.
+
+    >>> number(Decimal("1000.00"))
+    1000
+    """
+    return int(amount) if amount == amount.to_integral_value() else float(amount)

@@ -1,0 +1,37 @@
+"""Level 3, event sourcing: there is no balance anywhere, only what happened; the balance is the sum of it.
+
+Paid("ann", 100) ── Paid("ann", -30) ── Paid("ann", 50)   ──sum──>   100 ── 70 ── 120       now, and at any time before
+"""
+
+from dataclasses import dataclass
+from decimal import Decimal
+
+from trilogue import App, Context, Retry, event
+from trilogue.apps.levels.services import Services
+
+NUMBER, NAME = 3, "event sourcing"
+
+
+@event("purse.paid", key="purse")
+@dataclass(frozen=True, slots=True)
+class Paid:
+    """Money went into a purse, or out of it if the amount is below zero."""
+
+    purse: str
+    amount: Decimal
+
+
+EVENTS = tuple(Paid("ann", Decimal(amount)) for amount in ("100.00", "-30.00", "50.00"))
+
+
+def receiver(app: App, services: Services) -> list[str]:
+    """Purse Service: tells the balance after each payment; returns the list in which it does. services: are not asked."""
+    done: list[str] = []
+
+    @app.on(group="purse", retry=Retry(25, "10ms..200ms"))
+    async def tell(e: Paid, ctx: Context) -> None:
+        records = [record async for record in app.history(key=e.purse) if record.position <= ctx.record.position]
+        balance = sum((app.decode(record).amount for record in records), Decimal(0))
+        done.append(f"{e.purse} has {balance}, the sum of {len(records)} events")
+
+    return done

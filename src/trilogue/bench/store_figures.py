@@ -1,0 +1,157 @@
+"""What trilogue does as an event store on a durable SQLite file, in events per second; each figure on a fresh file.
+
+account-7   Deposited("7", 1, "salary"), Deposited("7", 2, "salary"), …      versions 1, 2, …; every side stores the same
+"""
+
+import asyncio
+import time
+from pathlib import Path
+from typing import Any
+
+import apsw
+import msgspec
+
+from trilogue.aggregate import Aggregate
+from trilogue.app import App
+from trilogue.bench.figures import app_on
+from trilogue.bench.measured import Measured, check_stored, pragmas_of
+from trilogue.events import event
+from trilogue.ports import Db
+
+WRITERS = 64
+PER_SAVE = 100
+LOADS = 3
+ACCOUNTS = 1_000  # of the read model
+PER_ACCOUNT = 200
+FILL = 20
+TEXT = "salary"
+
+
+@event("bench.deposited", key="account")
+class Deposited(msgspec.Struct, frozen=True):
+    """A typical small event."""
+
+    account: str
+    cents: int
+    text: str
+
+
+class Account(Aggregate, stream="account-{id}"):
+    """A stream with one number for its state."""
+
+    balance: int = 0
+
+    def deposit(self, cents: int, text: str) -> None:
+        """Emit one event."""
+        self.emit(Deposited(self.id, cents, text))
+
+    def apply(self, e: Deposited) -> None:
+        """Fold one event."""
+        self.balance += e.cents
+
+
+def spread(events: int) -> tuple[int, int]:
+    """How many accounts, and how many events each, make about so many events."""
+    accounts = min(ACCOUNTS, max(1, events // PER_ACCOUNT))
+    return accounts, events // accounts
+
+
+async def save_one(folder: Path, events: int) -> Measured:
+    """An aggregate in hand: one event emitted and saved, one after the other."""
+    return await _save(folder, events, 1)
+
+
+async def save_100(folder: Path, events: int) -> Measured:
+    """The same with 100 events per save."""
+    return await _save(folder, events, PER_SAVE)
+
+
+async def _save(folder: Path, events: int, per_save: int) -> Measured:
+    async with app_on(folder) as app:
+        account = Account("1")
+        await _deposit(app, account, 1)
+        began = time.perf_counter()
+        for _ in range(events // per_save):
+            await _deposit(app, account, per_save)
+        rate = events // per_save * per_save / (time.perf_counter() - began)
+        return await _measured(app, rate, events // per_save * per_save + 1)
+
+
+async def _deposit(app: App, account: Account, events: int) -> None:
+    for n in range(events):
+        account.deposit(n, TEXT)
+    await app.save(account)
+
+
+async def save_64_tasks(folder: Path, events: int) -> Measured:
+    """64 tasks, each saving one event after the other of its own aggregate."""
+    each = events // WRITERS
+    async with app_on(folder) as app:
+        accounts = [Account(str(n)) for n in range(WRITERS)]
+        for account in accounts:
+            await _deposit(app, account, 1)
+
+        async def writer(account: Account) -> None:
+            for _ in range(each):
+                await _deposit(app, account, 1)
+
+        began = time.perf_counter()
+        await asyncio.gather(*map(writer, accounts))
+        rate = each * WRITERS / (time.perf_counter() - began)
+        return await _measured(app, rate, (each + 1) * WRITERS)
+
+
+async def rehydrate(folder: Path, events: int) -> Measured:
+    """Load an aggregate of so many events from the first one on, without a snapshot."""
+    app = app_on(folder)
+    async with app:
+        account = Account("1")
+        for start in range(0, events, ACCOUNTS):
+            await _deposit(app, account, min(ACCOUNTS, events - start))
+    async with app:  # opened again: nothing of it is in a cache of ours or of SQLite's
+        began = time.perf_counter()
+        for _ in range(LOADS):
+            loaded = await app.load(Account, "1")
+        rate = LOADS * events / (time.perf_counter() - began)
+        check_stored("trilogue", loaded.balance, account.balance)
+        return await _measured(app, rate, events)
+
+
+async def project(folder: Path, events: int) -> Measured:
+    """Build a read model, a table of balances, from all events of many streams."""
+    app = app_on(folder)
+    accounts, each = spread(events)
+    async with app:
+        await _fill(app, [Account(str(n)) for n in range(accounts)], each)
+    reader = App(app.store.url, name="bench")
+
+    @reader.projection(version=1, tables={"balances": "account text primary key, cents integer not null"})
+    def balances(es: list[Deposited], db: Db) -> None:
+        db.executemany(
+            "insert into {balances} values (?, ?) on conflict (account) do update set cents = cents + excluded.cents",
+            [(e.account, e.cents) for e in es],
+        )
+
+    async with reader:
+        began = time.perf_counter()
+        async with reader.running():
+            await reader.wait_idle()
+            rate = accounts * each / (time.perf_counter() - began)
+            total = await reader.db("select sum(cents) from balances")
+        check_stored("trilogue", total[0][0], accounts * each)
+        return await _measured(reader, rate, accounts * each)
+
+
+async def _fill(app: App, accounts: list[Account], each: int) -> None:
+    """A cent per event, the streams mixed as they would be."""
+    for start in range(0, each, FILL):
+        for account in accounts:
+            for _ in range(min(FILL, each - start)):
+                account.deposit(1, TEXT)
+        await asyncio.gather(*map(app.save, accounts))
+
+
+async def _measured(app: App, rate: float, stored: int) -> Measured:
+    store: Any = app.store
+    check_stored("trilogue", (await store.status()).head, stored)
+    return Measured(rate, pragmas_of(store._db.connection.apsw.pragma, apsw.sqlite_lib_version()))

@@ -1,0 +1,359 @@
+"""Which builds of a projection there are: one row per projection, changed together with the tables it tells of.
+
+    trilogue_state  owner "projection", id = name
+    {"live": {"build": 3, "version": 2, …}, "next": {"build": 4, "position": 17000, "state": "building", …}, "old": [{"build": 2}]}
+
+                    fold to the mark            same act: group, view, row
+    begin ──▶ building ──────────▶ ready ──switch──▶ live ──the next one──▶ old ──drop──▶ gone
+                └──▶ failed (an event) ──skip, or mend and restart──▶ building
+
+What the live group has finished (the mark) bounds a build beside it: it folds without publishing, so it must never be ahead
+of the one who publishes. At the switch the new group starts where the build stands and is quiet up to where the old one was.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
+
+import msgspec
+
+from trilogue.errors import BadOption, TrilogueError, UnknownEvent
+from trilogue.events import Group
+from trilogue.ports import Query, State, Transaction
+from trilogue.projection import Projection, create_tables, physical
+
+OWNER = "projection"
+MOST_SKIPPED = 10_000
+ERROR_CHARS = 1_000
+
+BuildState = Literal["building", "ready", "failed", "live", "old"]
+
+
+class Moved(TrilogueError):
+    """Somebody else has moved, replaced or paused this build."""
+
+
+class Build(msgspec.Struct):
+    """One set of tables. position: folded up to here; once live, its group has the cursors. start: the position it began after.
+    target: where the very first build stops and goes live. folded: events. note: why it does not switch by itself."""
+
+    build: int
+    version: int
+    tables: dict[str, str]
+    indexes: list[str]
+    types: list[str]
+    position: int
+    start: int
+    began_us: int
+    moved_us: int
+    state: BuildState = "building"
+    switch: str = "auto"
+    target: int | None = None
+    folded: int = 0
+    failed_at: int | None = None
+    error: str = ""
+    note: str = ""
+
+
+class Row(msgspec.Struct):
+    """All builds of one projection. builds: the number given last. app: the program whose projection it is."""
+
+    app: str
+    live: Build | None = None
+    next: Build | None = None
+    old: list[Build] = msgspec.field(default_factory=list)
+    paused: bool = False
+    builds: int = 0
+
+
+def group_name(name: str, build: int) -> str:
+    """The group that keeps a live build up to date.
+
+    >>> group_name("balances", 3)
+    'projection.balances.b3'
+    """
+    return f"projection.{name}.b{build}"
+
+
+def group_of(name: str, build: Build, app: str) -> Group:
+    """That group; it is made by switch() and never by a worker, who may be late."""
+    return Group(group_name(name, build.build), tuple(build.types), has_effects=True, app=app, start="existing")
+
+
+def row_of(state: State | bytes) -> Row:
+    """The row as it is kept."""
+    return msgspec.json.decode(state if isinstance(state, bytes) else state.body, type=Row)
+
+
+def find(tx: Transaction, name: str) -> Row:
+    """The row of a projection; raises UnknownEvent."""
+    body = tx.state(OWNER, name)
+    if body is None:
+        raise UnknownEvent(f"there is no projection {name!r} on this log: open the App that declares it once, or mend the name")
+    return row_of(body)
+
+
+def keep(tx: Transaction, name: str, row: Row) -> None:
+    """Write the row."""
+    tx.set_state(OWNER, name, msgspec.json.encode(row))
+
+
+# ── declare, begin ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def declare(tx: Transaction, projection: Projection, app: str, *, work: bool) -> None:
+    """Make a new projection's first build and view; with `work`, begin the build of a newer version too. Raises BadOption for
+    tables that changed without the version."""
+    body = tx.state(OWNER, projection.name)
+    row = Row(app) if body is None else row_of(body)
+    for build in (row.live, row.next):
+        _check_unchanged(projection, build)
+    if body is None:
+        begin(tx, projection, row, switch="auto")
+    elif work:
+        _begin_if_newer(tx, projection, row)
+
+
+def _check_unchanged(projection: Projection, build: Build | None) -> None:
+    if build is None or build.version != projection.version:
+        return
+    if (build.tables, build.indexes) != (dict(projection.tables), list(projection.indexes)):
+        raise BadOption(
+            f"projection {projection.name!r} has other tables or indexes than version {build.version} was built with: "
+            f"raise it to version={build.version + 1}, and they are built anew beside the old ones"
+        )
+
+
+def _begin_if_newer(tx: Transaction, projection: Projection, row: Row) -> None:
+    known = max((build.version for build in (row.live, row.next) if build is not None), default=0)
+    if row.live is not None and tx.group_held(group_name(projection.name, row.live.build)) is None:
+        row.old, row.live, known = [*row.old, row.live], None, 0  # somebody dropped its group: nothing keeps it up to date
+    if known < projection.version:
+        begin(tx, projection, row, switch=projection.switch)
+    elif row.next is not None and row.next.state == "failed" and row.next.version == projection.version:
+        row.next.state, row.next.error = "building", ""
+        keep(tx, projection.name, row)
+
+
+def begin(tx: Transaction, projection: Projection, row: Row, *, switch: str) -> Build:
+    """Begin a build beside what is live, instead of one that is under way."""
+    name = projection.name
+    if row.next is not None:
+        _drop_tables(tx, row.next)
+    head = _edge(tx, reverse=True)
+    start = max(0, (_edge(tx, reverse=False) or 1) - 1)
+    row.builds += 1
+    build = Build(
+        row.builds, projection.version, dict(projection.tables), list(projection.indexes), list(projection.types),
+        start, start, tx.now_us, tx.now_us, switch=switch,
+    )  # fmt: skip
+    create_tables(tx, build.tables, build.indexes, build.build)
+    row.next = build
+    if row.live is None:
+        build.switch, build.target = "auto", head
+        _show(tx, name, build, row.old)
+    elif start > row.live.start:
+        build.switch = "manual"
+        build.note = f"the log begins at position {start + 1} now: what was removed before is missing here; compare, then switch"
+    keep(tx, name, row)
+    if row.live is None and start == head:
+        switch_over(tx, name, row, force=False)  # nothing to fold: live at once
+    return build
+
+
+def _edge(tx: Transaction, *, reverse: bool) -> int:
+    """The newest or oldest position; 0 on an empty log."""
+    records = tx.read(Query(reverse=reverse, limit=1))
+    return records[0].position if records else 0
+
+
+def _show(tx: Transaction, name: str, build: Build, before: Sequence[Build]) -> None:
+    """Let the views that readers use show a build. before: whose views are gone if it has no such table."""
+    for table in {table for each in before for table in each.tables} - build.tables.keys():
+        tx.execute(f"drop view if exists {table}")
+    for table in build.tables:
+        there = tx.execute("select type from sqlite_master where name = ? and type in ('table', 'view')", (table,))
+        if there == [("table",)]:
+            raise BadOption(f"projection {name!r} cannot show {table!r}: there is a table of that name; rename one of them")
+        tx.execute(f"drop view if exists {table}")
+        tx.execute(f"create view {table} as select * from {physical(table, build.build)}")
+
+
+# ── while it is built ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def advance(tx: Transaction, name: str, number: int, was: int, position: int, folded: int) -> None:
+    """Move a build on by compare-and-set, with what has been folded in the same transaction. Raises Moved."""
+    row, build = _building(tx, name, number)
+    if build.position != was:
+        raise Moved(f"build {number} of projection {name!r} is at {build.position}, not at {was}: somebody else builds it")
+    build.position, build.moved_us = position, tx.now_us
+    build.folded += folded
+    keep(tx, name, row)
+
+
+def _building(tx: Transaction, name: str, number: int) -> tuple[Row, Build]:
+    row = find(tx, name)
+    if row.paused or row.next is None or row.next.build != number or row.next.state == "failed":
+        raise Moved(f"build {number} of projection {name!r} is not under way any more")
+    return row, row.next
+
+
+def fail(tx: Transaction, name: str, number: int, position: int, kind: str, error: BaseException) -> None:
+    """An event cannot be folded: the build stops before it. Raises Moved."""
+    row, build = _building(tx, name, number)
+    said = f"{type(error).__qualname__}: {error}"[:ERROR_CHARS].encode("utf-8", "backslashreplace").decode()
+    build.state, build.failed_at = "failed", position
+    build.error = (
+        f"position {position} ({kind}): {said}; mend the projection and start it again, or pass the event over: "
+        f"`trilogue projections skip {name} {position} --reason …`"
+    )
+    keep(tx, name, row)
+
+
+def arrive(tx: Transaction, name: str, number: int) -> None:
+    """The build has reached the mark: it is ready, and switches by itself if it may. Raises Moved."""
+    row, build = _building(tx, name, number)
+    build.state = "ready"
+    if build.switch == "auto":
+        build.note = _refusal(tx, name, row)
+        if not build.note:
+            switch_over(tx, name, row, force=False)
+            return
+    keep(tx, name, row)
+
+
+# ── switch, drop ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def switch(tx: Transaction, name: str, *, force: bool) -> Build:
+    """Show the build that is ready. force: although records are held for the live one. Raises TrilogueError."""
+    row = find(tx, name)
+    if row.next is None:
+        raise TrilogueError(f"projection {name!r} has no other build: begin one with `trilogue projections rebuild {name}`")
+    if row.next.state != "ready":
+        raise TrilogueError(f"build {row.next.build} of projection {name!r} is {row.next.state}, not ready: {_mend(row.next)}")
+    refusal = "" if force else _refusal(tx, name, row)
+    if refusal:
+        raise TrilogueError(refusal)
+    return switch_over(tx, name, row, force=force)
+
+
+def _mend(build: Build) -> str:
+    return build.error or "wait until it has caught up, see `trilogue projections list`"
+
+
+def _refusal(tx: Transaction, name: str, row: Row) -> str:
+    """Why the live build cannot be left now; "" if it can."""
+    if row.live is None:
+        return ""
+    group = group_name(name, row.live.build)
+    ready, parked = tx.group_held(group) or (0, 0)
+    if ready:
+        return f"group {group!r} has {ready:,} records under way or to be tried again: wait until they are done, or force it"
+    if parked:
+        return (
+            f"group {group!r} has {parked:,} parked records, of which nothing was published: look at them with "
+            f"`trilogue dead list --group {group}` and skip or redrive them, or force the switch"
+        )
+    return ""
+
+
+def switch_over(tx: Transaction, name: str, row: Row, *, force: bool) -> Build:
+    """One act: the group of the new build instead of the old one's, the views, the row."""
+    build, live = row.next, row.live
+    if build is None:
+        raise TrilogueError(f"projection {name!r} has no build to switch to")
+    instead_of = None if live is None else group_name(name, live.build)
+    tx.start_group(group_of(name, build, row.app), build.position, instead_of=instead_of, paused=row.paused)
+    if live is not None:
+        live.state = "old"
+        row.old.append(live)
+    build.state, build.error, build.note = "live", "", ""
+    row.live, row.next = build, None
+    _show(tx, name, build, row.old)
+    for old in row.old[:-1]:
+        _drop_tables(tx, old)
+    row.old = row.old[-1:]
+    keep(tx, name, row)
+    return build
+
+
+def drop_old(tx: Transaction, name: str) -> list[int]:
+    """Remove the tables of old builds; returns which."""
+    row = find(tx, name)
+    for old in row.old:
+        _drop_tables(tx, old)
+    gone = [old.build for old in row.old]
+    row.old = []
+    keep(tx, name, row)
+    return gone
+
+
+def _drop_tables(tx: Transaction, build: Build) -> None:
+    for table in build.tables:
+        tx.execute(f"drop table if exists {physical(table, build.build)}")
+
+
+# ── pause, skip ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def set_paused(tx: Transaction, name: str, paused: bool) -> None:
+    """Let nothing be folded, live or in a build, until it is resumed."""
+    row = find(tx, name)
+    row.paused = paused
+    if row.live is not None:
+        tx.pause_group(group_name(name, row.live.build), paused)
+    keep(tx, name, row)
+
+
+class Skip(msgspec.Struct):
+    """An event that is passed over, with why and by whom."""
+
+    position: int
+    reason: str
+    who: str | None = None
+    at_us: int = 0
+
+
+def skip_owner(name: str) -> str:
+    """Whose state the skipped positions are. The id "" says that there are any."""
+    return f"skip:{name}"
+
+
+def skip(tx: Transaction, name: str, skipped: Skip) -> None:
+    """Pass over one event, in this build and all others; a build that failed there goes on, a key parked there too."""
+    row = find(tx, name)
+    if not tx.read(Query(after=skipped.position - 1, before=skipped.position + 1, limit=1)):
+        raise UnknownEvent(f"there is no record at position {skipped.position}: nothing to skip")
+    tx.set_state(skip_owner(name), "", b"1")
+    tx.set_state(skip_owner(name), f"{skipped.position:019d}", msgspec.json.encode(skipped))
+    if row.live is not None:
+        tx.drop_held(group_name(name, row.live.build), skipped.position)
+    if row.next is not None and row.next.state == "failed" and row.next.failed_at == skipped.position:
+        row.next.state, row.next.error, row.next.failed_at = "building", "", None
+    keep(tx, name, row)
+
+
+def skipper(name: str) -> Callable[[Transaction, int], bool]:
+    """A function that says whether a position is passed over."""
+    owner = skip_owner(name)
+
+    def is_skipped(tx: Transaction, position: int) -> bool:
+        return tx.state(owner, "") is not None and tx.state(owner, f"{position:019d}") is not None
+
+    return is_skipped
+
+
+# ── comparing ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def comparison_sql(row: Row, columns: Mapping[str, Sequence[str]], table: str) -> tuple[str, str]:
+    """What only the live table has, and what only the next one has, in the columns both have."""
+    if row.live is None or row.next is None:
+        raise TrilogueError("there are no two builds to compare: begin one with `trilogue projections rebuild`")
+    ours, theirs = physical(table, row.live.build), physical(table, row.next.build)
+    both = ", ".join(f'"{column}"' for column in columns[ours] if column in columns[theirs]) or "null"
+    return (
+        f"select {both} from {ours} except select {both} from {theirs}",
+        f"select {both} from {theirs} except select {both} from {ours}",
+    )
