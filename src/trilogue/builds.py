@@ -1,7 +1,7 @@
 """Which builds of a projection there are: one row per projection, changed together with the tables it tells of.
 
     trilogue_state  owner "projection", id = name
-    {"live": {"build": 3, "version": 2, …}, "next": {"build": 4, "position": 17000, "state": "building", …}, "old": [{"build": 2}]}
+    {"live": {"build": 3, "version": 2, …}, "next": {"build": 4, "position": 17000, "state": "building", …}, "old": […]}
 
                     fold to the mark            same act: group, view, row
     begin ──▶ building ──────────▶ ready ──switch──▶ live ──the next one──▶ old ──drop──▶ gone
@@ -11,13 +11,13 @@ What the live group has finished (the mark) bounds a build beside it: it folds w
 of the one who publishes. At the switch the new group starts where the build stands and is quiet up to where the old one was.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import msgspec
 
 from trilogue.errors import BadOption, TrilogueError, UnknownEvent
-from trilogue.events import Group
+from trilogue.events import Group, Record
 from trilogue.ports import Query, State, Transaction
 from trilogue.projection import Projection, create_tables, physical
 
@@ -30,6 +30,10 @@ BuildState = Literal["building", "ready", "failed", "live", "old"]
 
 class Moved(TrilogueError):
     """Somebody else has moved, replaced or paused this build."""
+
+
+class Busy(TrilogueError):
+    """Records are under way for the live build just now: trying again soon helps."""
 
 
 class Build(msgspec.Struct):
@@ -156,7 +160,7 @@ def begin(tx: Transaction, projection: Projection, row: Row, *, switch: str) -> 
         build.note = f"the log begins at position {start + 1} now: what was removed before is missing here; compare, then switch"
     keep(tx, name, row)
     if row.live is None and start == head:
-        switch_over(tx, name, row, force=False)  # nothing to fold: live at once
+        switch_over(tx, name, row)  # nothing to fold: live at once
     return build
 
 
@@ -183,24 +187,25 @@ def _show(tx: Transaction, name: str, build: Build, before: Sequence[Build]) -> 
 
 def advance(tx: Transaction, name: str, number: int, was: int, position: int, folded: int) -> None:
     """Move a build on by compare-and-set, with what has been folded in the same transaction. Raises Moved."""
-    row, build = _building(tx, name, number)
-    if build.position != was:
-        raise Moved(f"build {number} of projection {name!r} is at {build.position}, not at {was}: somebody else builds it")
+    row, build = _building(tx, name, number, was)
     build.position, build.moved_us = position, tx.now_us
     build.folded += folded
     keep(tx, name, row)
 
 
-def _building(tx: Transaction, name: str, number: int) -> tuple[Row, Build]:
+def _building(tx: Transaction, name: str, number: int, was: int) -> tuple[Row, Build]:
     row = find(tx, name)
     if row.paused or row.next is None or row.next.build != number or row.next.state == "failed":
         raise Moved(f"build {number} of projection {name!r} is not under way any more")
+    if row.next.position != was:
+        raise Moved(f"build {number} of projection {name!r} is at {row.next.position}, not at {was}: somebody else builds it")
     return row, row.next
 
 
-def fail(tx: Transaction, name: str, number: int, position: int, kind: str, error: BaseException) -> None:
+def fail(tx: Transaction, name: str, number: int, was: int, record: Record, error: BaseException) -> None:
     """An event cannot be folded: the build stops before it. Raises Moved."""
-    row, build = _building(tx, name, number)
+    row, build = _building(tx, name, number, was)
+    position, kind = record.position, record.type
     said = f"{type(error).__qualname__}: {error}"[:ERROR_CHARS].encode("utf-8", "backslashreplace").decode()
     build.state, build.failed_at = "failed", position
     build.error = (
@@ -210,55 +215,57 @@ def fail(tx: Transaction, name: str, number: int, position: int, kind: str, erro
     keep(tx, name, row)
 
 
-def arrive(tx: Transaction, name: str, number: int) -> None:
+def arrive(tx: Transaction, name: str, number: int, was: int) -> BuildState:
     """The build has reached the mark: it is ready, and switches by itself if it may. Raises Moved."""
-    row, build = _building(tx, name, number)
-    build.state = "ready"
+    row, build = _building(tx, name, number, was)
+    note = build.note
     if build.switch == "auto":
-        build.note = _refusal(tx, name, row)
-        if not build.note:
-            switch_over(tx, name, row, force=False)
-            return
-    keep(tx, name, row)
+        note = str(_refusal(tx, name, row) or "")
+        if not note:
+            return switch_over(tx, name, row).state
+    if (build.state, build.note) != ("ready", note):
+        build.state, build.note = "ready", note
+        keep(tx, name, row)
+    return build.state
 
 
 # ── switch, drop ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def switch(tx: Transaction, name: str, *, force: bool) -> Build:
-    """Show the build that is ready. force: although records are held for the live one. Raises TrilogueError."""
+    """Show the build that is ready. force: although records are held for the live one. Raises Busy, TrilogueError."""
     row = find(tx, name)
     if row.next is None:
         raise TrilogueError(f"projection {name!r} has no other build: begin one with `trilogue projections rebuild {name}`")
     if row.next.state != "ready":
         raise TrilogueError(f"build {row.next.build} of projection {name!r} is {row.next.state}, not ready: {_mend(row.next)}")
-    refusal = "" if force else _refusal(tx, name, row)
-    if refusal:
-        raise TrilogueError(refusal)
-    return switch_over(tx, name, row, force=force)
+    refusal = None if force else _refusal(tx, name, row)
+    if refusal is not None:
+        raise refusal
+    return switch_over(tx, name, row)
 
 
 def _mend(build: Build) -> str:
     return build.error or "wait until it has caught up, see `trilogue projections list`"
 
 
-def _refusal(tx: Transaction, name: str, row: Row) -> str:
-    """Why the live build cannot be left now; "" if it can."""
+def _refusal(tx: Transaction, name: str, row: Row) -> TrilogueError | None:
+    """Why the live build cannot be left now; None if it can."""
     if row.live is None:
-        return ""
+        return None
     group = group_name(name, row.live.build)
     ready, parked = tx.group_held(group) or (0, 0)
     if ready:
-        return f"group {group!r} has {ready:,} records under way or to be tried again: wait until they are done, or force it"
+        return Busy(f"group {group!r} has {ready:,} records under way or to be tried again: wait until they are done, or force it")
     if parked:
-        return (
+        return TrilogueError(
             f"group {group!r} has {parked:,} parked records, of which nothing was published: look at them with "
             f"`trilogue dead list --group {group}` and skip or redrive them, or force the switch"
         )
-    return ""
+    return None
 
 
-def switch_over(tx: Transaction, name: str, row: Row, *, force: bool) -> Build:
+def switch_over(tx: Transaction, name: str, row: Row) -> Build:
     """One act: the group of the new build instead of the old one's, the views, the row."""
     build, live = row.next, row.live
     if build is None:
@@ -342,18 +349,3 @@ def skipper(name: str) -> Callable[[Transaction, int], bool]:
         return tx.state(owner, "") is not None and tx.state(owner, f"{position:019d}") is not None
 
     return is_skipped
-
-
-# ── comparing ────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def comparison_sql(row: Row, columns: Mapping[str, Sequence[str]], table: str) -> tuple[str, str]:
-    """What only the live table has, and what only the next one has, in the columns both have."""
-    if row.live is None or row.next is None:
-        raise TrilogueError("there are no two builds to compare: begin one with `trilogue projections rebuild`")
-    ours, theirs = physical(table, row.live.build), physical(table, row.next.build)
-    both = ", ".join(f'"{column}"' for column in columns[ours] if column in columns[theirs]) or "null"
-    return (
-        f"select {both} from {ours} except select {both} from {theirs}",
-        f"select {both} from {theirs} except select {both} from {ours}",
-    )

@@ -182,7 +182,7 @@ class Deciding:
     def _remember(self, tx: Transaction, answer: _Answer) -> None:
         body = msgspec.json.encode(answer)
         if self.reducer.is_personal and self.host.keys is not None:
-            body = self.host.keys.seal_state(body)
+            body = self.host.keys.seal_state(body) or b""
         tx.forget_states(ONCE, tx.now_us - ONCE_KEPT_US, 2)  # two go where one comes: bounded, and nobody has to tidy up
         tx.set_state(ONCE, self._once_id(), body)
 

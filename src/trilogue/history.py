@@ -126,14 +126,7 @@ class History:
 
         Raises UnknownEvent if no record has this id.
         """
-        record = of if isinstance(of, Record) else await self._record(of)
-        root = record.correlation_id or record.id
-        found = await self.store.read(Query(id=root)) if root != record.id else [record]
-        async for page in pages(self.store, Query(correlation=root)):
-            found += page
-            if len(found) >= TRACED_RECORDS:
-                break
-        return _tree(found[:TRACED_RECORDS])
+        return await traced(self.store, of if isinstance(of, Record) else await self._record(of))
 
     async def _record(self, id: str) -> Record:
         found = await self.store.read(Query(id=id, limit=1))
@@ -162,6 +155,17 @@ class History:
             for record in page:
                 state = evolve(state, reducer.coders[record.type].read(record, self.keys))
         return cast("S", state)
+
+
+async def traced(store: Store, record: Record) -> list[Traced]:
+    """Everything of a record's correlation, as a tree from its root on."""
+    root = record.correlation_id or record.id
+    found = await store.read(Query(id=root)) if root != record.id else [record]
+    async for page in pages(store, Query(correlation=root)):
+        found += page
+        if len(found) >= TRACED_RECORDS:
+            break
+    return _tree(found[:TRACED_RECORDS])
 
 
 def event_of(reducer: Reducer, record: Record, keys: Keys | None) -> Any:

@@ -316,6 +316,9 @@ class Store(Protocol):
     async def dead(self, group: str | None, *, after: int = 0, limit: int = 100) -> list[DeadLetter]:
         """Dead letters of a group or of all, by position."""
 
+    async def held(self, *, after: int = 0, limit: int = 1_000) -> list[Record]:
+        """Records that some group holds: to be tried again, parked or dead; each once, by position."""
+
     async def redrive(self, group: str, positions: Sequence[int] | None = None) -> int:
         """Handle dead letters again, from attempt 1, in order per key; all of them if no positions are given."""
 

@@ -160,18 +160,19 @@ class Snapshots:
 
     async def take(self, reducer: Reducer, id: str, keys: Keys | None) -> int:
         """Keep the state of a stream now; returns its version."""
+        since = keys.erasures() if reducer.is_personal and keys is not None else None
         found = await rehydrate(self._store, reducer, id, keys)
         state = msgspec.Raw(msgspec.json.encode(found.state))
-        body = msgspec.json.encode(_Kept(found.version, found.position, state))
-        if reducer.is_personal and keys is not None:
-            body = keys.seal_state(body)
+        body: bytes | None = msgspec.json.encode(_Kept(found.version, found.position, state))
+        if reducer.is_personal:
+            body = None if keys is None else keys.seal_state(body or b"", since=since)
         stream = reducer.stream_of(id)
 
         def keep(tx: Any) -> None:
             tx.clear_states(OWNER, prefix=stream + SEPARATOR)  # those of earlier folds
             tx.set_state(OWNER, snapshot_id(stream, reducer), body)
 
-        if found.version:
+        if found.version and body is not None:
             await self._store.transact(keep, rows=2)
         return found.version
 

@@ -78,7 +78,7 @@ def sealing(cls: Any, mark: EventType) -> Sealing | None:
 
 def _encoded_names(cls: Any) -> dict[str, str]:
     """The name that each field has in the JSON."""
-    if is_dataclass(cls):
+    if isinstance(cls, type) and is_dataclass(cls):
         return {name: name for name in field_names(cls)}
     if isinstance(cls, type) and issubclass(cls, msgspec.Struct):
         if cls.__struct_config__.array_like:
@@ -92,8 +92,8 @@ def _redacted(cls: Any, mark: EventType, field: str) -> str | None:
         if _accepts(cls, field, value):
             return value
     raise BadOption(
-        f"event {mark.name!r}: personal field {field!r} can be neither None nor {ERASED!r}, which is what it reads once the person "
-        "is erased: allow None, as `int | None`"
+        f"event {mark.name!r}: personal field {field!r} can be neither None nor {ERASED!r}, which is what it reads once the "
+        "person is erased: allow None, as `int | None`"
     )
 
 
@@ -103,7 +103,7 @@ def _accepts(cls: Any, field: str, value: str | None) -> bool:
             from pydantic import TypeAdapter
 
             info = cls.model_fields[field]
-            annotation = Annotated[(info.annotation, *info.metadata)] if info.metadata else info.annotation  # type: ignore[valid-type]
+            annotation: Any = Annotated[(info.annotation, *info.metadata)] if info.metadata else info.annotation
             TypeAdapter(annotation).validate_python(value)
         else:
             msgspec.convert(value, get_type_hints(cls, include_extras=True)[field])
@@ -137,8 +137,8 @@ def _subject(document: dict[str, msgspec.Raw], fields: Sealing) -> str:
     subject = str(value) if type(value) in (str, int) else ""
     if not 0 < len(subject) <= KEY_CHARS or subject[0] == "\x00":
         raise BadOption(
-            f"event {fields.type!r} has personal data, and its field {fields.subject!r}, which says whose, is {value!r}: expected "
-            f"an id, a text of 1 to {KEY_CHARS} characters"
+            f"event {fields.type!r} has personal data, and its field {fields.subject!r}, which says whose, is {value!r}: "
+            f"expected an id, a text of 1 to {KEY_CHARS} characters"
         )
     return subject
 

@@ -5,19 +5,28 @@ with app.sync() as bus:             one event loop in a thread of its own, for a
 """
 
 import asyncio
+import contextlib
 import threading
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import CancelledError
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from trilogue.aggregate import Aggregate, Decider
+from trilogue.deciding import Decided
 from trilogue.durations import Duration
 from trilogue.errors import Unavailable
 from trilogue.events import Receipt, Record
+from trilogue.instances import LISTED, ProcessInstance
+from trilogue.history import Difference, Entry, Place, Traced
+from trilogue.ports import Db
+from trilogue.stream import ATTEMPTS, Loaded, Together
 
 if TYPE_CHECKING:
     from trilogue.app import App
 
+A = TypeVar("A", bound=Aggregate)
+S = TypeVar("S")
 T = TypeVar("T")
 
 
@@ -96,13 +105,113 @@ class SyncApp:
             except StopAsyncIteration:
                 return
 
-    def db(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+    def db(
+        self, sql: str, values: Sequence[Any] = (), *, after: Receipt | str | None = None, of: str | None = None
+    ) -> list[tuple[Any, ...]]:
         """App.db()."""
-        return self._wait(self._app.db(sql, values))
+        return self._wait(self._app.db(sql, values, after=after, of=of))
 
-    def wait_for(self, receipt: Receipt, group: str, *, timeout: Duration = "10s") -> None:
+    def find(
+        self,
+        model: type[T],
+        sql: str,
+        values: Sequence[Any] = (),
+        *,
+        after: Receipt | str | None = None,
+        of: str | None = None,
+    ) -> list[T]:
+        """App.find()."""
+        return self._wait(self._app.find(model, sql, values, after=after, of=of))
+
+    def wait_for(self, receipt: Receipt | str, group: str, *, timeout: Duration = "10s") -> None:
         """App.wait_for()."""
         self._wait(self._app.wait_for(receipt, group, timeout=timeout))
+
+    def processes(self, name: str | None = None, *, stuck: Duration | None = None, limit: int = LISTED) -> list[ProcessInstance]:
+        """App.processes()."""
+        return self._wait(self._app.processes(name, stuck=stuck, limit=limit))
+
+    # ── streams ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def load(self, model: type[A], id: str, **place: Any) -> A:
+        """App.load(), of an Aggregate."""
+        return self._wait(self._app.load(model, id, **place))
+
+    def load_state(self, model: Decider[S], id: str, **place: Any) -> Loaded[S]:
+        """App.load(), of a Decider."""
+        return self._wait(self._app.load(model, id, **place))
+
+    def save(self, aggregate: A) -> Decided[A]:
+        """App.save()."""
+        return self._wait(self._app.save(aggregate))
+
+    def decide(self, model: Any, *id_and_rule: Any, once: str | None = None, attempts: int = ATTEMPTS) -> Decided[Any]:
+        """App.decide(): `decide(Account, id, rule)` or `decide(Enrol(...))`."""
+        decided: Decided[Any] = self._wait(self._app.decide(model, *id_and_rule, once=once, attempts=attempts))
+        return decided
+
+    @contextlib.contextmanager
+    def edit(self, model: type[A], id: str) -> Iterator[A]:
+        """App.edit(), as a plain `with`."""
+        aggregate = self.load(model, id)
+        yield aggregate
+        self.save(aggregate)
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator["SyncTogether"]:
+        """App.transaction(), as a plain `with`."""
+        together = SyncTogether(self, Together(self._app))
+        yield together
+        self._wait(together.together.commit())
+
+    def what_if(self, model: Any, *id_and_rule: Any, **place: Any) -> Decided[Any]:
+        """App.what_if()."""
+        return self._wait(self._app.what_if(model, *id_and_rule, **place))
+
+    def diff(self, model: Any, id: str, before: Place, after: Place) -> Difference[Any]:
+        """App.diff()."""
+        return self._wait(self._app.diff(model, id, before, after))
+
+    def audit(self, model: Any, id: str) -> list[Entry]:
+        """App.audit()."""
+        return self._wait(self._app.audit(model, id))
+
+    def trace(self, of: Record | str) -> list[Traced]:
+        """App.trace()."""
+        return self._wait(self._app.trace(of))
+
+    def fold(self, evolve: Callable[[S, Any], S], initial: S, **query: Any) -> S:
+        """App.fold()."""
+        return self._wait(self._app.fold(evolve, initial, **query))
+
+
+class SyncTogether:
+    """What a transaction() block collects, without an event loop."""
+
+    def __init__(self, bus: SyncApp, together: Together) -> None:
+        self._bus = bus
+        self.together = together
+
+    def load(self, model: type[A], id: str) -> A:
+        """Together.load()."""
+        return self._bus._wait(self.together.load(model, id))
+
+    def decide(self, model: Decider[S], id: str, rule: Callable[[S], Any]) -> S:
+        """Together.decide()."""
+        return self._bus._wait(self.together.decide(model, id, rule))
+
+    def publish(self, *events: object) -> None:
+        """Together.publish()."""
+        self.together.publish(*events)
+
+    def effect(self, write: Callable[[Db], object]) -> None:
+        """Together.effect()."""
+        self.together.effect(write)
+
+    @property
+    def receipt(self) -> Receipt | None:
+        """Of the last event, once the block has ended."""
+        return self.together.receipt
 
 
 async def _end_all() -> None:

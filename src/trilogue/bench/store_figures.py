@@ -79,7 +79,7 @@ async def _save(folder: Path, events: int, per_save: int) -> Measured:
 
 async def _deposit(app: App, account: Account, events: int) -> None:
     for n in range(events):
-        account.deposit(n, TEXT)
+        account.deposit(n + 1, TEXT)
     await app.save(account)
 
 

@@ -63,7 +63,7 @@ async def dead_drop(
             return
         for choice in choices:
             note(f"{choice} would be dropped")
-        _confirm(yes, "drop")
+        confirm(yes, "drop")
         for choice in choices:
             count = await store.drop_dead(choice.group, choice.positions)
             say(f"{choice}: {count:,} dropped")
@@ -95,7 +95,7 @@ async def _at(store: Store, group: str | None, positions: tuple[int, ...]) -> li
     return [_Choice(name, found, len(found)) for name, found in places.items()]
 
 
-def _confirm(yes: bool, what: str) -> None:
+def confirm(yes: bool, what: str) -> None:
     """Raise unless --yes was given or somebody at the terminal says so."""
     if yes:
         return
@@ -118,7 +118,7 @@ async def groups_drop(
         if there.workers:
             raise TrilogueError(f"group {group!r} is at work in {there.workers} processes: stop them first")
         note(f"group {safe(group)} would be dropped: lag {there.lag:,}, dead letters {there.dead + there.parked:,}")
-        _confirm(yes, "drop")
+        confirm(yes, "drop")
         await store.drop_group(group)
     say(f"group {safe(group)}: dropped")
 
@@ -171,7 +171,7 @@ async def _check_replay(store: Store, group: str, target: SeekTo, into: str | No
     lost = await _dead_before(store, group, target)
     if lost:
         note(f"{_Choice(group, None, lost)} would be forgotten without being handled again")
-        _confirm(yes, "replay")
+        confirm(yes, "replay")
 
 
 async def _dead_before(store: Store, group: str, target: SeekTo) -> int:

@@ -31,7 +31,7 @@ def bench(
     full: Annotated[bool, Parameter(help="Also how it scales with the log: many minutes, 6 GB of disk.")] = False,
     folder: Annotated[Path | None, Parameter(help="On the disk to measure; a temporary folder there is removed again.")] = None,
     json: Annotated[bool, Parameter(help="A JSON list of name, rate, limit, ratio, peer, peer_ratio and more.")] = False,
-) -> None:
+) -> int:
     """Measure queue and event store on durable SQLite, beside raw apsw (limit) and a peer, in alternating rounds."""
     rows = [*_figures(only, rounds, scale, folder), *(_scale(folder) if full else ())]
     if not rows:
@@ -40,7 +40,7 @@ def bench(
         )
     if json:
         say_json(rows)
-        return
+        return 0
     columns = ("rate", "limit", "ratio", "peer", "peer_ratio")
     say_table(
         ("FIGURE", "TRILOGUE", "RAW APSW", "RATIO", "PEER", "RATIO", "OF"),
@@ -48,6 +48,7 @@ def bench(
     )
     for line in _durability(rows):
         say(line)
+    return 0
 
 
 def _figures(only: tuple[str, ...], rounds: int, scale: float, folder: Path | None) -> list[Row]:

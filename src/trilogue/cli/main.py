@@ -21,7 +21,7 @@ from typing import Annotated
 
 from cyclopts import App, CycloptsError, Parameter, UnknownCommandError
 
-from trilogue.cli import act, bench, demo, processes, publish, run, show
+from trilogue.cli import act, bench, demo, processes, publish, run, schema, show, streams
 from trilogue.cli.output import flush, note, redacted, safe
 from trilogue.errors import TrilogueError, WiringError
 
@@ -36,8 +36,11 @@ cli = App(
     suppress_keyboard_interrupt=False,
 )
 dead = App(name="dead", help="List, show, redrive or drop the records that groups gave up on.")
+store_streams = App(name="streams", help="Show, close or truncate the streams that aggregates live in.")
+snapshots = App(name="snapshots", help="List or drop the states of streams that are kept.")
 groups = App(name="groups", help="Forget groups whose handler is gone.")
 sagas = App(name="processes", help="List and show the processes that have begun and not ended, and what is stuck.")
+schemas = App(name="schema", help="What an App's events look like, and whether a change of them may be deployed.")
 demos = App(name="demo", help="Programs to watch: a video platform, a bank, three levels of event-driven systems.")
 
 cli.command(run.run)
@@ -47,16 +50,28 @@ cli.command(show.tail)
 cli.command(show.status)
 cli.command(dead)
 cli.command(act.replay)
+cli.command(store_streams)
+cli.command(streams.trace)
+cli.command(snapshots)
 cli.command(groups)
 cli.command(sagas)
+cli.command(schemas)
 cli.command(bench.bench)
 dead.command(show.dead_list, name="list")
 dead.command(show.dead_show, name="show")
 dead.command(act.dead_redrive, name="redrive")
 dead.command(act.dead_drop, name="drop")
 groups.command(act.groups_drop, name="drop")
+store_streams.command(streams.show, name="show")
+store_streams.command(streams.close, name="close")
+store_streams.command(streams.truncate, name="truncate")
+snapshots.command(streams.snapshots_list, name="list")
+snapshots.command(streams.snapshots_drop, name="drop")
 sagas.command(processes.processes_list, name="list")
 sagas.command(processes.processes_show, name="show")
+schemas.command(schema.schema_list, name="list")
+schemas.command(schema.schema_show, name="show")
+schemas.command(schema.schema_check, name="check")
 demos.command(demo.video)
 demos.command(demo.queue)
 demos.command(demo.bank)
@@ -87,6 +102,8 @@ def _launch(
     result = command(*bound.args, **bound.kwargs)
     if inspect.iscoroutine(result):
         return asyncio.run(result)
+    if isinstance(result, int):
+        return result
     # Without a command there is nothing to do: the help it printed is the answer to a mistake.
     return OK if {"--help", "-h", "--version"} & set(tokens) else USAGE
 

@@ -251,21 +251,26 @@ _WHY = {
 
 def _marks(code: Coder, was: Form, now: Form) -> Iterator[Change]:
     for mark in _MARKS:
-        if was[mark] == now[mark] or (mark == "key" and _is_renamed(was, now)):
+        if was[mark] == now[mark] or _is_renamed(mark, was, now):
             continue
         said = f"{mark} was {_named(was[mark])}, is {_named(now[mark])}: {_WHY[mark]}"
         yield Change(code.type, code.version, True, said, "put it back, or make it an event with a name of its own")
 
 
-def _is_renamed(was: Form, now: Form) -> bool:
-    """Whether the field of the key only has another name in a newer version: its values are the same."""
+def _is_renamed(mark: str, was: Form, now: Form) -> bool:
+    """Whether the fields only have other names in a newer version: their values are the same. A tag's name is on the log."""
     old, new = was["schema"].get("properties", {}), now["schema"].get("properties", {})
-    moved = was["key"] in old and was["key"] not in new and now["key"] in new and now["key"] not in old
-    return bool(now["version"] > was["version"] and moved)
+    went, came = _names(was[mark]) - _names(now[mark]), _names(now[mark]) - _names(was[mark])
+    moved = len(went) == len(came) and went <= old.keys() - new.keys() and came <= new.keys() - old.keys()
+    return bool(mark != "tags" and now["version"] > was["version"] and moved)
+
+
+def _names(mark: Any) -> set[str]:
+    return set(mark if isinstance(mark, list) else [mark] if mark else [])
 
 
 def _named(mark: Any) -> str:
-    return (", ".join(mark) if isinstance(mark, list) else mark) or "none"
+    return ", ".join(sorted(_names(mark))) or "none"
 
 
 _FINE = {"added", "optional", "default"}

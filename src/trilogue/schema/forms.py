@@ -133,7 +133,7 @@ class _Plain:
         if not isinstance(node, dict):
             return node
         scope = {**scope, **node["$defs"]} if "$defs" in node else scope
-        plain = {}
+        plain: Form = {}
         for name, value in node.items():
             if name == "$ref":
                 plain[name] = self.ref(_target(value, scope), path, scope)

@@ -5,6 +5,7 @@ app.knows(Account, OrderPaid)                   folds; the class itself ├─�
 processes, projections                          take                   ┘
 """
 
+import inspect
 import typing
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
@@ -14,6 +15,7 @@ from trilogue.codec import Coder, coder
 from trilogue.errors import TwiceNamed
 from trilogue.events import is_event
 from trilogue.handlers import Subscription
+from trilogue.process import Process
 from trilogue.schema.changes import differences
 from trilogue.schema.forms import Form, form_of
 
@@ -22,6 +24,7 @@ class Knowing(Protocol):
     """What known() asks of an App. models: event classes, Aggregates, Deciders and Decisions it was told of."""
 
     models: list[Any]
+    process_classes: list[tuple[type[Process], dict[str, Any]]]
 
     @property
     def subscriptions(self) -> Sequence[Subscription]:
@@ -50,6 +53,9 @@ def _coders(app: Knowing) -> Iterator[Coder]:
         yield from map(coder, _returned(sub.handler))
     for model in app.models:
         yield from map(coder, classes_of(model))
+    for process, _ in app.process_classes:
+        for step in filter(inspect.isfunction, vars(process).values()):
+            yield from map(coder, _returned(step))
 
 
 def classes_of(model: Any) -> Sequence[type]:

@@ -82,7 +82,8 @@ class Database:
         await self.writer.close()
         if not self.in_memory:
             self._reader.close(True)
-            self._slow.close(True)
+            with self._slow_lock:  # somebody who waited for it may have been cancelled, the thread goes on
+                self._slow.close(True)
             OpenFiles.remove(self.path)
         self.connection.close()
 

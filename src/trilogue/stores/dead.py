@@ -7,6 +7,7 @@ state 1 parked   its key waits behind it; redrive tries it again, drop lets the 
 from collections.abc import Sequence
 from typing import Any
 
+from trilogue.events import Record
 from trilogue.ports import DeadLetter
 from trilogue.stores.groups import DEAD, PARKED, READY, group_id_of
 from trilogue.stores.log import COLUMNS, Types, record_of
@@ -32,6 +33,16 @@ def _letter(sql: Sql, types: Types, row: Any) -> DeadLetter:
     group, state, attempt, error, traceback, failed_us = row[:6]
     record = record_of(sql, types, row[6:])
     return DeadLetter(group, record, attempt, error or "", traceback or "", failed_us or 0, parked=state == PARKED)
+
+
+def held(sql: Sql, types: Types, *, after: int, limit: int) -> list[Record]:
+    """Records with a held row of whatever state, each once."""
+    rows = sql.rows(
+        f"select {COLUMNS} from trilogue_records where position in (select distinct position from trilogue_held "
+        "where position > ? order by position limit ?) order by position",
+        (after, max(0, min(limit, _PAGE))),
+    )
+    return [record_of(sql, types, row) for row in rows]
 
 
 def redrive(sql: Sql, group: str, positions: Sequence[int] | None) -> int:

@@ -289,6 +289,11 @@ class SqlStore:
         )
         return letters
 
+    async def held(self, *, after: int = 0, limit: int = 1_000) -> list[Record]:
+        """Records that some group holds."""
+        records: list[Record] = await self._opened().look(lambda sql, types: dead.held(sql, types, after=after, limit=limit))
+        return records
+
     async def redrive(self, group: str, positions: Sequence[int] | None = None) -> int:
         """Handle dead letters again."""
         count: int = await self._write(lambda sql: dead.redrive(sql, group, positions))

@@ -53,7 +53,6 @@ class FaultyStore:
         self.faults: defaultdict[str, deque[Fault]] = defaultdict(deque)
         self.is_dead = False
         self.over = asyncio.Event()
-        self._loop = asyncio.get_running_loop()
         self._stays_open = False
 
     def __getattr__(self, name: str) -> Any:
@@ -66,16 +65,10 @@ class FaultyStore:
         waiting = self.faults[group]
         return waiting.popleft() if waiting and waiting[0].kind in kinds else None
 
-    def die(self) -> None:
-        """From now on nothing of this worker reaches the log; callable from any thread."""
-        self.is_dead = True
-        self._loop.call_soon_threadsafe(self.over.set)
-
     async def rise(self) -> None:
         """A new worker comes in the place of the one that died."""
         await inside.bury(self.real)
         self.out.clear()
-        self.groups.clear()
         self.over.clear()
         self.is_dead, self._stays_open = False, True
 
@@ -135,6 +128,7 @@ class FaultyStore:
         try:
             return await settling
         except Undone:
+            self.over.set()  # only now: cancelled while it waits for this, nobody would look at the error
             return _deliveries(answers)
         finally:
             self.out[group] -= count
@@ -146,7 +140,8 @@ class FaultyStore:
             return answer
         fault = self.take(group, "again", "crash") if answer.verdict == "done" else None
         if fault is not None and fault.kind == "crash":
-            self.die()
+            self.is_dead = True
+            self.over.set()
         return answer if fault is None else Settlement(answer.delivery, "release")
 
     def _undo(self, group: str, work: InTransaction) -> None:
@@ -164,7 +159,7 @@ class FaultyStore:
             if not isinstance(error, Undone):
                 return failed(error)
             if error.kind == "crash":
-                self.die()
+                self.is_dead = True
                 raise error  # nothing of the whole settlement happens
             return [Settlement(delivery, "release") for delivery in work.deliveries]
 

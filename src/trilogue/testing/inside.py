@@ -18,6 +18,15 @@ async def next_due(store: Any, names: Sequence[str]) -> int | None:
     return due
 
 
+def is_informed(store: Any) -> bool:
+    """Whether the worker has seen what was last changed about its groups: paused, set to another place, slots that moved."""
+    worker = store._worker
+    with store._db.reading():
+        revisions = groups.revisions(store._db.sql)
+    behind = [name for name, bound in worker._bound.items() if bound.works and revisions.get(name) != bound.revision]
+    return not behind and not worker.attend_now.is_set()
+
+
 async def look_again(store: Any) -> None:
     """The clock was set: fire the timers that are due, wake every claim."""
     store._look_again()

@@ -21,7 +21,7 @@ from trilogue.codec import coder
 from trilogue.durations import Duration, microseconds, readable, seconds
 from trilogue.errors import BadOption, TimedOut, Unavailable, UnknownEvent, Unsupported
 from trilogue.events import Receipt, Record, as_datetime, event_type, now_us, set_clock
-from trilogue.ports import DeadLetter, Query, Store, Scheduled
+from trilogue.ports import DeadLetter, Query, Scheduled, Store
 from trilogue.runner import around
 from trilogue.stores import open_store
 from trilogue.testing import inside
@@ -146,7 +146,9 @@ class World:
         # In this order: what is in flight is unfinished in the tables too, and nothing new comes of what is finished there.
         due_us = await self._next_due()
         is_due = due_us is not None and due_us <= now_us()
-        return self._is_up.is_set() and not is_due and not self._store.out.total()
+        if is_due or self._store.out.total() or not self._is_up.is_set():
+            return False
+        return inside.is_informed(self._store.real)
 
     async def _next_due(self) -> int | None:
         return await inside.next_due(self._store.real, sorted(self._store.groups))
@@ -251,7 +253,7 @@ class World:
         try:
             return self.app.decode(record)
         except UnknownEvent:
-            return record if cls is None else coder(cls).read(record, getattr(self.app, "keys", None))
+            return record if cls is None else coder(cls).read(record, self.app.keys)
 
     async def held(self, handler: Handler) -> list[Held]:
         """What a handler still has to do: failed records that wait for their next attempt, and those behind them of their key."""

@@ -4,7 +4,7 @@
     process 1 ─ writers ─▶ …                                  a process that dies: process 0 asks for its share again,
                                                               which adds only what is missing
 
-Three transfers in a hundred go to an account that is closed, three to one that never was, and a few ask for more than there is.
+Three transfers in a hundred go to an account that is closed, three to one that never was, and two in a hundred ask for more than there is.
 """
 
 import asyncio
@@ -22,7 +22,9 @@ FIRST = Decimal(1000)
 LIMIT = Decimal(200)
 CLOSED = ("CLOSED1", "CLOSED2")
 ABSENT = ("NOBODY1", "NOBODY2")
-HOT = 4  # every second transfer pays to one of so many: a shop, a landlord
+NOWHERE = 0.03  # to closed accounts, and as many to absent ones
+TOO_MUCH = 0.02
+HOT, HOT_SHARE = 4, 0.3  # three transfers in ten go to one of so many accounts, as to a shop, and three come from one
 OPENING_AT_ONCE = 64
 
 
@@ -52,15 +54,16 @@ def orders(load: Load) -> Iterator[Order]:
     rng = random.Random(f"{load.seed} {load.accounts}")
     for n in range(load.transfers):
         source, target = rng.sample(range(load.accounts), 2)
-        if rng.random() < 0.5:
-            target = next(t for t in (rng.randrange(min(HOT, load.accounts)), 0, 1) if t != source)
-        amount = from_cents(rng.choice((rng.randint(1, 9_999), rng.randint(1, 30_000))))
+        hot, dice = rng.randrange(HOT), rng.random()
+        if hot < load.accounts and hot not in (source, target):
+            source, target = (source, hot) if dice < HOT_SHARE else (hot, target) if dice > 1 - HOT_SHARE else (source, target)
+        amount = from_cents(rng.randint(1, 10_000) if rng.random() > TOO_MUCH else rng.randint(200_000, 400_000))
         yield Order(f"{load.seed}-{load.accounts}-{n:07d}", name(source), _target(rng, target), amount)
 
 
 def _target(rng: random.Random, target: int) -> str:
     dice = rng.random()
-    return rng.choice(CLOSED) if dice < 0.03 else rng.choice(ABSENT) if dice < 0.06 else name(target)
+    return rng.choice(CLOSED) if dice < NOWHERE else rng.choice(ABSENT) if dice < 2 * NOWHERE else name(target)
 
 
 def name(number: int) -> str:

@@ -39,13 +39,13 @@ def _history(scenario: Json) -> Table:
 def _scenario_lines(scenario: Json) -> Iterator[str]:
     yield f"After its third event it held {scenario['at_event_3']:,}: the first three events, folded."
     yield f"Asked for 1,000 more, the bank says: {scenario['refused']}."
-    kept = scenario["snapshot"]
-    same = "the same account as all events" if kept["same"] else "ANOTHER ACCOUNT THAN ALL EVENTS"
-    yield f"A snapshot at version {kept['version']}, and what came after it, gives {same}."
     if scenario["conflict"]:
         yield f"Two copies were loaded, both deposited, the first was saved. The second: {scenario['conflict_said']}."
     else:
         yield "Two copies were loaded, both deposited, AND BOTH WERE SAVED."
+    kept = scenario["snapshot"]
+    same = "the same account as all its events" if kept["same"] else "ANOTHER ACCOUNT THAN ALL ITS EVENTS"
+    yield f"The snapshot of version {kept['version']} and {kept['later_events']} later event give {same}."
 
 
 def _load_lines(load: Json) -> Iterator[str]:

@@ -1,0 +1,183 @@
+"""Commands for the event store side: `streams`, `trace`, `snapshots`.
+
+streams show account-ACC001         its history: version, when, who, why, what
+streams close account-ACC001        nothing is appended to it any more
+trace 01a2047b-cabe-7000-…          what led to what, as a tree
+snapshots list                      states that are kept; nothing depends on them
+"""
+
+import json
+from typing import Annotated, Any
+
+import msgspec
+from cyclopts import Parameter
+from cyclopts.validators import Number
+
+from trilogue.cli.act import Yes, confirm
+from trilogue.cli.log import DEFAULT_LOG, Json, Log, opened
+from trilogue.cli.output import note, record_fields, safe, say, say_json, say_table, shown, stamp
+from trilogue.cli.show import MOST
+from trilogue.errors import BadOption, TrilogueError
+from trilogue.events import Record
+from trilogue.history import Traced, traced
+from trilogue.ports import Query, Store
+from trilogue.rehydrate import OWNER, SEPARATOR, pages
+
+Stream = Annotated[str, Parameter(help="Its name, as account-ACC001.")]
+Version = Annotated[int, Parameter(validator=Number(gte=1, lte=MOST))]
+LISTED = 1_000
+
+
+# ── streams ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def show(stream: Stream, /, *, json: Json = False, log: Log = DEFAULT_LOG) -> None:
+    """Print the history of a stream: each event with its version, when it was recorded, who did it and why."""
+    async with opened(log) as store:
+        records = [record async for page in pages(store, Query(stream=stream)) for record in page]
+        about = msgspec.json.decode(await store.state("stream", stream) or b"{}")
+    if not records:
+        raise TrilogueError(f"there is no stream {stream!r} on this log")
+    if json:
+        say_json({"stream": stream, "closed": about.get("closed"), "events": [_fields(record) for record in records]})
+        return
+    say_table(("version", "recorded", "type", "who", "why", "data"), [_row(record) for record in records])
+    if "closed" in about:
+        say(f"\nclosed: {safe(about['closed'])}")
+    if "first" in about:
+        say(f"\nits beginning is hidden: it was truncated before version {about['first']}")
+
+
+def _fields(record: Record) -> dict[str, Any]:
+    said = record.extensions or {}
+    return {**record_fields(record), "who": said.get("who"), "why": said.get("why")}
+
+
+def _row(record: Record) -> tuple[str, ...]:
+    said = record.extensions or {}
+    who, why = str(said.get("who") or record.source), str(said.get("why") or "-")
+    return (str(record.version), stamp(record.recorded_us), record.type, who, why, shown(record.data))
+
+
+async def close(
+    stream: Stream,
+    /,
+    *,
+    reason: Annotated[str, Parameter(help="Why, in a few words; shown to whoever tries to append.")],
+    yes: Yes = False,
+    log: Log = DEFAULT_LOG,
+) -> None:
+    """Let nothing be appended to a stream any more; its history stays."""
+    async with opened(log) as store:
+        version = await _version(store, stream)
+        note(f"stream {safe(stream)} would be closed at version {version:,}, for good")
+        confirm(yes, "close")
+        await store.close_stream(stream, reason)
+    say(f"stream {safe(stream)}: closed at version {version:,}")
+
+
+async def truncate(
+    stream: Stream,
+    /,
+    *,
+    before: Annotated[Version, Parameter(help="The first version that is still shown.")],
+    yes: Yes = False,
+    log: Log = DEFAULT_LOG,
+) -> None:
+    """Hide the beginning of a stream, for good; retention may remove it once no group needs it."""
+    async with opened(log) as store:
+        version = await _version(store, stream)
+        if before > version:
+            raise BadOption(f"--before {before}: stream {stream!r} has version {version}, its newest event has to stay")
+        note(f"versions below {before:,} of stream {safe(stream)} would be hidden, for good")
+        confirm(yes, "truncate")
+        await store.truncate_stream(stream, before)
+    say(f"stream {safe(stream)}: begins at version {before:,}")
+
+
+async def _version(store: Store, stream: str) -> int:
+    version = await store.stream_version(stream)
+    if not version:
+        raise TrilogueError(f"there is no stream {stream!r} on this log")
+    return version
+
+
+# ── trace ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def trace(
+    record: Annotated[str, Parameter(help="The position or the id of any record that belongs to it.")],
+    /,
+    *,
+    json: Json = False,
+    log: Log = DEFAULT_LOG,
+) -> None:
+    """Print everything that belongs together with a record, each below what caused it."""
+    async with opened(log) as store:
+        found = await traced(store, await _record(store, record))
+    if json:
+        say_json([{"depth": each.depth, **record_fields(each.record)} for each in found])
+        return
+    for each in found:
+        say(_line(each))
+
+
+async def _record(store: Store, text: str) -> Record:
+    is_position = text.isascii() and text.isdecimal() and int(text) <= MOST
+    query = Query(after=int(text) - 1, before=int(text) + 1) if is_position else Query(id=text)
+    found = await store.read(query)
+    if not found:
+        raise TrilogueError(f"no record has the {'position' if is_position else 'id'} {text!r}: see `trilogue tail`")
+    return found[0]
+
+
+def _line(each: Traced) -> str:
+    record = each.record
+    where = f"{record.stream} v{record.version}" if record.stream else record.key or "-"
+    indent = "   " * each.depth
+    return f"{record.position:>8}  {stamp(record.recorded_us)}  {indent}{safe(record.type)}  {safe(where)}  {shown(record.data)}"
+
+
+# ── snapshots ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def snapshots_list(*, json: Json = False, log: Log = DEFAULT_LOG) -> None:
+    """List the states of streams that are kept, so that loading need not read them from the start."""
+    async with opened(log) as store:
+        kept = await store.states(OWNER, limit=LISTED)
+    rows = []
+    for state in kept:
+        stream, _, reducer = state.id.partition(SEPARATOR)
+        rows.append({"stream": stream, "fold": reducer, "version": _kept_version(state.body), "taken": stamp(state.at_us)}
+                    | {"bytes": len(state.body)})  # fmt: skip
+    if json:
+        say_json(rows)
+    elif not rows:
+        say("no snapshots")
+    else:
+        say_table(tuple(rows[0]), [tuple(row.values()) for row in rows])
+        if len(rows) == LISTED:
+            note(f"the first {LISTED:,} are shown")
+
+
+def _kept_version(body: bytes) -> str:
+    try:
+        return str(json.loads(body)["version"])
+    except (ValueError, KeyError, TypeError):
+        return "sealed"
+
+
+async def snapshots_drop(
+    stream: Annotated[str | None, Parameter(help="Of which stream; --all for every one.")] = None,
+    /,
+    *,
+    all: Annotated[bool, Parameter(name="--all", help="Every one.")] = False,
+    log: Log = DEFAULT_LOG,
+) -> None:
+    """Forget snapshots; they are made again where they are worth it, and everything reads the same without."""
+    if (stream is None) == (not all):
+        raise BadOption("which snapshots? give a stream, or --all")
+    prefix = "" if stream is None else stream + SEPARATOR
+    async with opened(log) as store:
+        count = await store.transact(lambda tx: tx.clear_states(OWNER, prefix=prefix))
+    say(f"{count:,} snapshots dropped")
