@@ -108,6 +108,31 @@ class Transfer(Process, key="transfer", name="transfer"):
         yield None if self.seen.count("stuck") > 2 else Timer("stuck", after="2h")
 
 
+MOODS: dict[str, list[BaseException]] = {}
+
+
+class Moody(Process, key="transfer", name="transfer"):
+    """Fails as MOODS says, after it has changed its state and said things."""
+
+    steps: list[str] = field(default_factory=list)
+
+    @starts
+    def requested(self, e: Requested) -> Iterator[object]:
+        self.steps.append("requested")
+        yield Timer("stuck", after="1h")
+        yield Withdraw(self.id, e.amount)
+        if MOODS.get(self.id):
+            raise MOODS[self.id].pop()
+
+    @reacts
+    def deposited(self, e: Deposited) -> None:
+        self.steps.append("deposited")
+
+    @timer("stuck")
+    def hangs(self) -> End:
+        return End()
+
+
 def transfers(url: str, model: type[Process] = Transfer, **options: Any) -> App:
     app = App(url)
     app.process(model, **options)

@@ -9,6 +9,7 @@ applied at once, so that there is one way an event changes the state, now and wh
 """
 
 import dataclasses
+import dis
 import types
 import typing
 from collections.abc import Callable, Iterable, Sequence
@@ -294,10 +295,16 @@ def _coders(classes: Sequence[type], name: str) -> dict[str, Coder]:
 def _fingerprint(fold: Callable[..., Any], state: type, policy: Snapshot | None) -> str:
     """Of the fold's code and the state's fields; a change that cannot be seen here is told by Snapshot(version=...)."""
     fields = [(f.name, str(f.type)) for f in dataclasses.fields(state)] if dataclasses.is_dataclass(state) else []
-    code = fold.__code__
-    constants = [value for value in code.co_consts[1:] if not isinstance(value, types.CodeType)]  # the first is the docstring
-    said = repr((policy.version if policy else 1, fields, code.co_code, constants, code.co_names))
+    said = repr((policy.version if policy else 1, fields, _instructions(fold.__code__)))
     return blake2b(said.encode(), digest_size=8).hexdigest()
+
+
+def _instructions(code: types.CodeType) -> list[Any]:
+    """What a function does, without where it stands and what its docstring says; functions inside it included."""
+    return [
+        (each.opname, _instructions(each.argval) if isinstance(each.argval, types.CodeType) else repr(each.argval))
+        for each in dis.get_instructions(code)
+    ]
 
 
 def decided(outcome: Any) -> list[Any]:

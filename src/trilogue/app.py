@@ -16,27 +16,34 @@ import os
 import signal
 from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import datetime
 from time import monotonic
 from typing import Any, TypeVar
 
 import msgspec
 
-from trilogue import codec
+from trilogue import codec, projections
+from trilogue.builds import projection_of
 from trilogue.durations import Duration, microseconds, seconds
 from trilogue.errors import BadOption, LogError, OrphanedGroup, TimedOut, TwiceNamed, UnknownEvent, Unsupported
 from trilogue.events import Envelope, Receipt, Record, as_us, now_us
+from trilogue.follower import Follower
 from trilogue.handlers import NAME_CHARS, Subscription, subscription
 from trilogue.history import History
 from trilogue.instances import LISTED, ProcessInstance, process_instances, process_subscriptions
 from trilogue.outcomes import cause
 from trilogue.patterns import check_pattern
 from trilogue.ports import Db, Query, SeekTo, Store
+from trilogue.privacy import ErasureReceipt, erase, keys_path
+from trilogue.projection import Projection, declarations
+from trilogue.projections import Projections
 from trilogue.rehydrate import Snapshots
 from trilogue.router import Router
 from trilogue.runner import Runner
 from trilogue.schema.known import known
 from trilogue.stores import open_store
+from trilogue.stores.keys import Keyring
 from trilogue.stream import Streams
 from trilogue.sync import SyncApp
 from trilogue.watch import LoopWatch, watch_progress
@@ -51,7 +58,7 @@ TRIM_EVERY_S = 60.0
 log = logging.getLogger("trilogue")
 
 
-class App(Router, Streams, History):
+class App(Router, Streams, History, Projections):
     """One program on one log.
 
     url: memory:// or sqlite:///file.db. name: tells its groups and the source of its events from another program's.
@@ -67,10 +74,11 @@ class App(Router, Streams, History):
         self.name = name
         self._keep_for = None if keep_for is None else seconds(keep_for)
         self.store: Store = open_store(url)
-        self.keys: codec.Keys | None = None
+        self.keys: Keyring = Keyring()
         self.snapshots = Snapshots(self.store)
         self._opened = 0
         self._subscriptions: list[Subscription] = []
+        self._declared: list[Projection] = []
         self._known: tuple[Any, dict[str, codec.Coder]] = (None, {})
 
     @property
@@ -82,8 +90,16 @@ class App(Router, Streams, History):
             for n, sub in enumerate(subs):
                 if any(sub.group.name == other.group.name for other in subs[:n]):
                     raise TwiceNamed(f"two handlers are group {sub.group.name!r}: give each its own name with group=")
-            self._subscriptions = subs
+            self._subscriptions = [replace(sub, keys=self.keys) for sub in subs]
         return self._subscriptions
+
+    @property
+    def declared(self) -> Sequence[Projection]:
+        """The projections, as read from their signatures; raises a WiringError naming the first mistake."""
+        if len(self._declared) != len(self.projection_functions):
+            declared = declarations(self.projection_functions, self.name)
+            self._declared = [replace(each, sub=replace(each.sub, keys=self.keys)) for each in declared]
+        return self._declared
 
     @property
     def known(self) -> Mapping[str, codec.Coder]:
@@ -91,7 +107,7 @@ class App(Router, Streams, History):
 
         Raises a WiringError naming the first mistake.
         """
-        told = (len(self.subscriptions), len(self.models))
+        told = (len(self.subscriptions), len(self.declared), len(self.models))
         if self._known[0] != told:
             self._known = (told, known(self))
         return self._known[1]
@@ -102,11 +118,14 @@ class App(Router, Streams, History):
         if not self._opened:
             _ = self.known
             await self.store.open()
+            self.keys.open(keys_path(self.store))
             try:
                 if self.setups:
                     await self.store.transact(self._set_up)
+                if self.declared:
+                    await self.store.transact(projections.declare_all(self.declared, self.name, work=False))
             except BaseException:
-                await self.store.close()
+                await self._close()
                 raise
         self._opened += 1
         return self
@@ -114,8 +133,12 @@ class App(Router, Streams, History):
     async def __aexit__(self, *_: object) -> None:
         self._opened -= 1
         if not self._opened:
-            await self.snapshots.stop()
-            await self.store.close()
+            await self._close()
+
+    async def _close(self) -> None:
+        await self.snapshots.stop()
+        await self.store.close()
+        self.keys.close()
 
     def _set_up(self, db: Db) -> None:
         for create in dict.fromkeys(self.setups):
@@ -134,6 +157,9 @@ class App(Router, Streams, History):
             runners = [Runner(self.store, sub, threads, self.name) for sub in self.subscriptions]
             loop_watch = LoopWatch(runners)
             tasks = [asyncio.create_task(watch_progress(self.store, runners)), asyncio.create_task(self._trim_old())]
+            if self.declared:
+                await self.store.transact(projections.declare_all(self.declared, self.name, work=True))
+                tasks.append(asyncio.create_task(Follower(self.store, self.declared, threads, self.name, runners).run()))
             for runner in runners:
                 runner.start()
             try:
@@ -141,6 +167,7 @@ class App(Router, Streams, History):
             finally:
                 for task in tasks:
                     task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
                 await asyncio.gather(*(runner.stop(seconds(grace)) for runner in runners))
                 await self.store.leave()
                 loop_watch.stop()
@@ -155,7 +182,10 @@ class App(Router, Streams, History):
             await asyncio.sleep(TRIM_EVERY_S)
 
     async def _refuse_orphans(self) -> None:
-        for group in await self.store.orphans(self.name, [sub.group.name for sub in self.subscriptions]):
+        known = [sub.group.name for sub in self.subscriptions]
+        for group in await self.store.orphans(self.name, known):
+            if projection_of(group) in {each.name for each in self.declared}:
+                continue  # of a build whose version this program does not have: it waits for one that has
             raise OrphanedGroup(
                 f"group {group!r} has records waiting and no handler in this program: give its handler "
                 f"group={group!r} again, or forget it with `trilogue groups drop {group}`; if another program reads "
@@ -232,10 +262,20 @@ class App(Router, Streams, History):
         receipts: list[Receipt] = []
         durability = self.store.durability
         for start in range(0, len(events), PUBLISH_RECORDS):
-            envelopes = [self.envelope(event) for event in events[start : start + PUBLISH_RECORDS]]
+            with self.keys.together():
+                envelopes = [self.envelope(event) for event in events[start : start + PUBLISH_RECORDS]]
             positions = await self.store.append(envelopes)
             receipts += [Receipt(e.id, position, durability) for e, position in zip(envelopes, positions, strict=True)]
         return receipts
+
+    async def erase(self, subject: str, *, reason: str, timeout: Duration = "10s") -> ErasureReceipt:
+        """Erase a person: their key is destroyed, so that the personal fields of their events read as erased from now on.
+
+        subject: as the events name them. reason: kept on the log. timeout: how long to wait for the groups that react to it.
+        The receipt says what is done and what is not; erasing again completes it. Writing waits while the file is written anew.
+        Raises Rejected if nothing was ever sealed for them, BadOption.
+        """
+        return await erase(self.store, self.keys, subject, reason=reason, source=self.name, timeout=timeout)
 
     async def cancel(self, receipt: Receipt) -> bool:
         """Prevent a delayed event; False if it has entered the log already or never was delayed."""
@@ -289,7 +329,7 @@ class App(Router, Streams, History):
         code = self.known.get(record.type)
         if code is None:
             raise UnknownEvent(f"no handler of this app is annotated with a class for {record.type!r}, and app.knows() of none")
-        return code.read(record)
+        return code.read(record, self.keys)
 
     async def db(
         self, sql: str, values: Sequence[Any] = (), *, after: Receipt | str | None = None, of: str | None = None
@@ -333,10 +373,15 @@ class App(Router, Streams, History):
         """
         position = _position(receipt)
         until = monotonic() + seconds(timeout)
-        while not await self.store.handled(group, position):
+        while not await self._handled(group, position):
             if monotonic() > until:
                 raise TimedOut(f"group {group!r} has not finished position {position} within {timeout}")
             await self.store.changed(0.1)
+
+    async def _handled(self, group: str, position: int) -> bool:
+        if any(group == each.name for each in self.declared):
+            return await projections.handled(self.store, group, position)
+        return await self.store.handled(group, position)
 
     async def wait_idle(self, *, timeout: Duration | None = None) -> None:
         """Return when every group of this app has nothing left to do; dead and parked records do not count.
@@ -345,7 +390,7 @@ class App(Router, Streams, History):
         """
         names = [sub.group.name for sub in self.subscriptions]
         until = None if timeout is None else monotonic() + seconds(timeout)
-        while not await self.store.idle(names):
+        while not await self.store.idle(names) or await projections.busy(self.store, self.declared):
             if until is not None and monotonic() > until:
                 raise TimedOut(f"the groups of this app still have work after {timeout}")
             await self.store.changed(0.05)

@@ -11,6 +11,7 @@ What the live group has finished (the mark) bounds a build beside it: it folds w
 of the one who publishes. At the switch the new group starts where the build stands and is quiet up to where the old one was.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -18,12 +19,15 @@ import msgspec
 
 from trilogue.errors import BadOption, TrilogueError, UnknownEvent
 from trilogue.events import Group, Record
+from trilogue.outcomes import told
 from trilogue.ports import Query, State, Transaction
 from trilogue.projection import Projection, create_tables, physical
+from trilogue.sealing import holds_sealed
 
 OWNER = "projection"
 MOST_SKIPPED = 10_000
 ERROR_CHARS = 1_000
+_GROUP = re.compile(r"projection\.(\w+)\.b\d+")
 
 BuildState = Literal["building", "ready", "failed", "live", "old"]
 
@@ -76,6 +80,16 @@ def group_name(name: str, build: int) -> str:
     'projection.balances.b3'
     """
     return f"projection.{name}.b{build}"
+
+
+def projection_of(group: str) -> str | None:
+    """The projection whose group this is, None for any other.
+
+    >>> projection_of("projection.balances.b3")
+    'balances'
+    """
+    found = _GROUP.fullmatch(group)
+    return None if found is None else found[1]
 
 
 def group_of(name: str, build: Build, app: str) -> Group:
@@ -206,7 +220,7 @@ def fail(tx: Transaction, name: str, number: int, was: int, record: Record, erro
     """An event cannot be folded: the build stops before it. Raises Moved."""
     row, build = _building(tx, name, number, was)
     position, kind = record.position, record.type
-    said = f"{type(error).__qualname__}: {error}"[:ERROR_CHARS].encode("utf-8", "backslashreplace").decode()
+    said = told(error, is_personal=holds_sealed(record.data))[0][:ERROR_CHARS]
     build.state, build.failed_at = "failed", position
     build.error = (
         f"position {position} ({kind}): {said}; mend the projection and start it again, or pass the event over: "
@@ -256,7 +270,9 @@ def _refusal(tx: Transaction, name: str, row: Row) -> TrilogueError | None:
     group = group_name(name, row.live.build)
     ready, parked = tx.group_held(group) or (0, 0)
     if ready:
-        return Busy(f"group {group!r} has {ready:,} records under way or to be tried again: wait until they are done, or force it")
+        return Busy(
+            f"group {group!r} has {ready:,} records under way or to be tried again: wait until they are done, or force it"
+        )
     if parked:
         return TrilogueError(
             f"group {group!r} has {parked:,} parked records, of which nothing was published: look at them with "

@@ -20,9 +20,11 @@ from trilogue.builds import Build, Moved, Row
 from trilogue.errors import DecodeError, LogError, TrilogueError
 from trilogue.events import Record
 from trilogue.handlers import Failed
+from trilogue.outcomes import told
 from trilogue.ports import Query, Store, Transaction
 from trilogue.projection import Projection, View, fold, live_subscription, tables_of
 from trilogue.runner import Runner
+from trilogue.sealing import holds_sealed
 
 PAGE_RECORDS = 5_000
 WINDOW = 500_000
@@ -50,7 +52,7 @@ class Builder:
         self._position = self._stored = build.position
         self._events = FIRST_EVENTS
 
-    async def run(self) -> None:
+    async def run(self, *, until_ready: bool = False) -> None:
         """Build until there is nothing more to do here. Raises Moved, Stopped, LogError."""
         name, number = self._projection.name, self._build.build
         state = self._build.state
@@ -59,6 +61,8 @@ class Builder:
             is_near = await self._mark() - self._position <= PAGE_RECORDS
             if is_near and (state == "building" or self._build.switch == "auto"):
                 state = await self._store.transact(lambda tx: builds.arrive(tx, name, number, self._stored), rows=1)
+            if state == "ready" and until_ready:
+                return
             if state == "ready":
                 await self._store.changed(1.0)
                 await asyncio.sleep(LOOK_S)
@@ -115,7 +119,7 @@ class Builder:
         except (Moved, LogError):
             raise
         except Exception as error:
-            log.debug("projection %s: a batch failed (%s): one by one", self._projection.name, error)
+            log.debug("projection %s: a batch failed (%s): one by one", self._projection.name, type(error).__qualname__)
             await self._one_by_one(records, events, end)
         took_s = time.monotonic() - began  # everybody who publishes waits for it
         if took_s < QUICK_S:
@@ -159,7 +163,8 @@ class Builder:
     async def _fail(self, record: Record, error: Exception) -> None:
         name, number, was = self._projection.name, self._build.build, self._stored
         await self._store.transact(lambda tx: builds.fail(tx, name, number, was, record, error), rows=1)
-        log.error("projection %s: build %d stops at position %d: %s", name, number, record.position, error)
+        said = told(error, is_personal=holds_sealed(record.data))[0]
+        log.error("projection %s: build %d stops at position %d: %s", name, number, record.position, said)
         raise Stopped(f"build {number} of projection {name!r} stopped at position {record.position}")
 
 

@@ -10,6 +10,7 @@ import inspect
 import logging
 import traceback
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from trilogue.codec import coder, envelope
@@ -18,8 +19,10 @@ from trilogue.errors import BadOption, Later, Reject, TrilogueError
 from trilogue.events import Delivery, Envelope, InTransaction, Record, Settlement, derived_id, is_event
 from trilogue.handlers import Context, Effect, Failed, Subscription
 from trilogue.ports import Db
+from trilogue.sealing import holds_sealed
 
 TRACEBACK_FRAMES = 20
+WITHHELD = "(withheld: this event holds personal data)"
 
 log = logging.getLogger("trilogue")
 cause: contextvars.ContextVar[Record | None] = contextvars.ContextVar("trilogue_cause", default=None)
@@ -32,6 +35,7 @@ class Outcomes:
     def __init__(self, sub: Subscription, source: str) -> None:
         self._sub = sub
         self._source = source
+        self._is_personal = any(code.sealing is not None for code in sub.coders.values())
 
     def context(self, delivery: Delivery) -> Context | None:
         """The Context a handler asks for, if it does."""
@@ -57,14 +61,12 @@ class Outcomes:
         """The handler raised, or the event could not be decoded."""
         if isinstance(error, Later):
             try:
-                return Settlement(delivery, "retry", microseconds(error.after), charged=False, error=str(error))
+                text = self._told(delivery.record, error)[0]
+                return Settlement(delivery, "retry", microseconds(error.after), charged=False, error=text)
             except BadOption as wrong:
                 error = wrong
         wait_us = self._sub.retry.wait_us(error, delivery.attempt)
-        text = "".join(f"{note}: " for note in _notes(error)) + f"{type(error).__qualname__}: {_said(error)}"
-        trace = (
-            "" if isinstance(error, Reject) else _storable("".join(traceback.format_exception(error, limit=-TRACEBACK_FRAMES)))
-        )
+        text, trace = self._told(delivery.record, error)
         where = (self._sub.group.name, delivery.record.position, delivery.attempt, text)
         if wait_us is not None:
             log.debug("group %s: position %d failed at attempt %d: %s", *where)
@@ -72,16 +74,25 @@ class Outcomes:
         log.warning("group %s: position %d is a dead letter after %d attempts: %s", *where)
         return Settlement(delivery, "dead", park=self._sub.park, error=text, traceback=trace)
 
+    def _told(self, record: Record, error: BaseException) -> tuple[str, str]:
+        """What is kept and logged of an error."""
+        code = self._sub.coders.get(record.type)
+        return told(error, is_personal=(code is not None and code.sealing is not None) or holds_sealed(record.data))
+
     def in_transaction(self, delivery: Delivery) -> Answer:
         """A handler with `db`, to be run by the settlement."""
         sub = self._sub
-        try:
-            event = sub.decode(delivery.record)
-        except Exception as error:
-            return self.failed(delivery, error)
+        decode = partial(sub.decode, delivery.record)
+        if not self._is_personal:  # else in the transaction: what is written then is erased by what comes later on the log
+            try:
+                event = decode()
+            except Exception as error:
+                return self.failed(delivery, error)
+            decode = partial(_itself, event)
 
         def run(db: Db) -> list[Settlement]:
             cause.set(delivery.record)
+            event = decode()
             ctx = self.context(delivery)
             outcome = sub.handler(event, db=db) if ctx is None else sub.handler(event, db=db, ctx=ctx)
             events, effects = _sorted_out(outcome)
@@ -134,6 +145,8 @@ class Outcomes:
 
     def batch_in_transaction(self, batch: Sequence[Delivery]) -> list[Answer]:
         """A batch for a handler with `db`."""
+        if self._is_personal:
+            return [self._transaction(batch, lambda db: self._run_late(batch, db))]
         failed, deliveries, events = self.decoded(batch)
         if not deliveries:
             return [*failed]
@@ -143,6 +156,13 @@ class Outcomes:
             return self.batch_done(deliveries, events, self._sub.handler(events, db=db))
 
         return [*failed, self._transaction(deliveries, run)]
+
+    def _run_late(self, batch: Sequence[Delivery], db: Db) -> list[Settlement]:
+        failed, deliveries, events = self.decoded(batch)
+        if not deliveries:
+            return failed
+        cause.set(deliveries[-1].record)
+        return [*failed, *self.batch_done(deliveries, events, self._sub.handler(events, db=db))]
 
     def batch_done(self, deliveries: Sequence[Delivery], events: Sequence[Any], outcome: Any) -> list[Settlement]:
         """The handler of a batch returned: events to publish, and what of the batch failed."""
@@ -172,9 +192,9 @@ class Outcomes:
         """Envelopes with ids that a redelivery makes again, so that it adds nothing."""
         if delivery.replay or not events:
             return []
-        record, group = delivery.record, self._sub.group.name
+        record, group, keys = delivery.record, self._sub.group.name, self._sub.keys
         return [
-            envelope(event, id=derived_id(record.recorded_us, record.id, group, n), source=self._source, cause=record)
+            envelope(event, id=derived_id(record.recorded_us, record.id, group, n), source=self._source, cause=record, keys=keys)
             for n, event in enumerate(events)
         ]
 
@@ -211,6 +231,26 @@ def _index(item: Failed, events: Sequence[Any]) -> int:
     raise BadOption(
         f"Failed({item.item!r}, ...) names no event of the batch: give the event itself or its index, 0 to {len(events) - 1}"
     )
+
+
+def told(error: BaseException, *, is_personal: bool) -> tuple[str, str]:
+    """An error as a text and a traceback to keep and to log.
+
+    is_personal: of an event with personal data, which may be quoted in it: then only its class and where it was raised.
+    """
+    if is_personal:
+        frames = traceback.format_tb(error.__traceback__, -TRACEBACK_FRAMES)
+        return f"{type(error).__qualname__}: {WITHHELD}", _storable("".join(frames))
+    if isinstance(error, Later):
+        return _said(error), ""
+    text = "".join(f"{note}: " for note in _notes(error)) + f"{type(error).__qualname__}: {_said(error)}"
+    if isinstance(error, Reject):
+        return text, ""
+    return text, _storable("".join(traceback.format_exception(error, limit=-TRACEBACK_FRAMES)))
+
+
+def _itself(event: Any) -> Any:
+    return event
 
 
 def _said(error: BaseException) -> str:

@@ -383,3 +383,9 @@ class Store(Protocol):
 
     async def truncate_stream(self, stream: str, before: int) -> None:
         """Hide the records of a stream below a version; the next trim() may remove them. The newest one always stays."""
+
+    async def rewrite(self) -> bool:
+        """Write the files anew, so that nothing of what was deleted is left in them; False while a reader keeps old pages.
+
+        Blocks writing meanwhile, about a second for 200 MB; a log without tables of the user has nothing to write anew.
+        """

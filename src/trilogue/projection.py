@@ -15,7 +15,7 @@ import msgspec
 
 from trilogue.codec import envelope
 from trilogue.durations import Duration
-from trilogue.errors import BadOption, DecodeError, Unsupported
+from trilogue.errors import BadOption, DecodeError, TwiceNamed, Unsupported
 from trilogue.events import Group, Record
 from trilogue.handlers import Context, Effect, Failed, Subscription, subscription
 from trilogue.ports import Db, Transaction
@@ -80,7 +80,7 @@ def projection(
     erased: Erased | None = None,
 ) -> Projection:
     """Read a projection's signature; raises a WiringError that names it and the mend."""
-    name = name or getattr(handler, "__name__", "")
+    name = name or str(getattr(handler, "__name__", ""))
     if not _NAME.fullmatch(name):
         raise BadOption(f"projection {name!r}: expected a name of letters, digits and _, as name='balances'")
     if type(version) is not int or not 1 <= version <= MOST_VERSION:
@@ -99,6 +99,20 @@ def projection(
     if erased is not None and ERASED not in sub.group.patterns:
         sub = replace(sub, group=replace(sub.group, patterns=(*sub.group.patterns, ERASED)))
     return Projection(name, version, dict(tables), tuple(indexes), switch, sub, erased)
+
+
+def declarations(functions: Sequence[tuple[Callable[..., Any], str | None, dict[str, Any]]], app: str) -> list[Projection]:
+    """The projections of an app; raises TwiceNamed where two have one name, or one table."""
+    found: list[Projection] = []
+    for function, pattern, options in functions:
+        new = projection(function, pattern, app=app, **options)
+        for other in found:
+            if other.name == new.name:
+                raise TwiceNamed(f"two projections are {new.name!r}: give each its own name with name=")
+            if both := other.tables.keys() & new.tables.keys():
+                raise TwiceNamed(f"projections {other.name!r} and {new.name!r} both have the table {min(both)!r}: rename one")
+        found.append(new)
+    return found
 
 
 def _check_tables(name: str, tables: Mapping[str, str], indexes: Sequence[str]) -> None:

@@ -17,9 +17,10 @@ from typing import Any, Protocol, TypeVar
 import msgspec
 
 from trilogue import builds
-from trilogue.builds import Build, Busy, Row, Skip
+from trilogue.builds import Build, Busy, Moved, Row, Skip
 from trilogue.errors import BadOption, HandlerFailed, TrilogueError, UnknownEvent
 from trilogue.events import audit, now_us
+from trilogue.follower import REST_S, Builder, Stopped
 from trilogue.ports import GroupStatus, Store, Transaction
 from trilogue.projection import Projection, physical
 
@@ -120,15 +121,15 @@ class Projections:
 
     async def drop_old(self: _Host, name: str) -> list[int]:
         """Remove the tables of the build before the live one; returns the numbers of those that went."""
-        return await self.store.transact(lambda tx: builds.drop_old(tx, name))
+        return await drop_old(self.store, name)
 
     async def pause(self: _Host, name: str) -> None:
         """Let a projection fold nothing, live or in a build, until resume(); survives restarts."""
-        await self.store.transact(lambda tx: builds.set_paused(tx, name, True))
+        await set_paused(self.store, name, True)
 
     async def resume(self: _Host, name: str) -> None:
         """Undo pause()."""
-        await self.store.transact(lambda tx: builds.set_paused(tx, name, False))
+        await set_paused(self.store, name, False)
 
     async def skip(self: _Host, name: str, position: int, reason: str) -> None:
         """Pass over one event, now and in every build to come; audited(who=) says who.
@@ -207,7 +208,7 @@ def _next(build: Build, head: int) -> BuildStatus:
 
 async def compare(store: Store, name: str, *, sample: int = SAMPLE_ROWS) -> list[Comparison]:
     """What differs between the live build and the next one, table by table."""
-    row = (await rows(store)).get(name) or await store.transact(lambda tx: builds.find(tx, name))
+    row = await store.transact(lambda tx: builds.find(tx, name), rows=1)
     if row.live is None or row.next is None:
         raise TrilogueError(
             f"projection {name!r} has no two builds to compare: begin one with `trilogue projections rebuild {name}`"
@@ -222,14 +223,14 @@ async def _compared(store: Store, live: Build, coming: Build, table: str, sample
     both = ", ".join(f'"{column}"' for column in columns) or "null"
     parts = f"with l as (select {both} from {ours}), n as (select {both} from {theirs}) "
     # One statement each, so that both tables are seen at the same moment.
-    counts = await store.query(
+    [counts] = await store.query(
         f"{parts} select (select count(*) from l), (select count(*) from n), "
         "(select count(*) from (select * from l except select * from n)), "
         "(select count(*) from (select * from n except select * from l))"
     )
     rows = [("live", row) for row in await store.query(f"{parts} select * from l except select * from n limit ?", (sample,))]
     rows += [("next", row) for row in await store.query(f"{parts} select * from n except select * from l limit ?", (sample,))]
-    return Comparison(table, *counts[0], rows)
+    return Comparison(table, counts[0], counts[1], counts[2], counts[3], rows)
 
 
 async def switch(store: Store, name: str, *, force: bool) -> int:
@@ -249,6 +250,35 @@ async def _when_calm(work: Callable[[], Any]) -> Any:
             if monotonic() > until:
                 raise
             await asyncio.sleep(0.02)
+
+
+async def drop_old(store: Store, name: str) -> list[int]:
+    """Remove the tables of old builds; returns their numbers."""
+    return await store.transact(lambda tx: builds.drop_old(tx, name))
+
+
+async def set_paused(store: Store, name: str, paused: bool) -> None:
+    """Let a projection fold nothing, or go on."""
+    await store.transact(lambda tx: builds.set_paused(tx, name, paused))
+
+
+async def build_here(store: Store, declared: Sequence[Projection], name: str) -> None:
+    """Build what is to be built of one projection until it is ready; returns at once if that is nothing.
+
+    Raises LogError. Where somebody else builds it, waits for them.
+    """
+    projection = next(each for each in declared if each.name == name)
+    while True:
+        row = await store.transact(lambda tx: builds.find(tx, name), rows=1)
+        build = row.next
+        if build is None or build.state != "building" or build.version != projection.version:
+            return
+        if row.paused:
+            raise TrilogueError(f"projection {name!r} is paused: let it go on with `trilogue projections resume {name}`")
+        try:
+            await Builder(store, projection, row.live, build).run(until_ready=True)
+        except (Moved, Stopped):
+            await asyncio.sleep(REST_S)
 
 
 async def skip(store: Store, name: str, position: int, reason: str, *, who: str | None = None) -> None:

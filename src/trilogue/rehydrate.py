@@ -129,8 +129,12 @@ def _opened(reducer: Reducer, body: bytes, keys: Keys | None) -> tuple[Any, int,
         kept = msgspec.json.decode(plain, type=_Kept)
         return msgspec.json.decode(kept.state, type=reducer.state), kept.version, kept.position
     except (msgspec.MsgspecError, TrilogueError, ValueError, TypeError) as error:
-        log.warning("a snapshot of %s cannot be read, so its stream is: %s", reducer.name, error)
+        log.warning("a snapshot of %s cannot be read, so its stream is: %s", reducer.name, _said(reducer, error))
         return None
+
+
+def _said(reducer: Reducer, error: Exception) -> str:
+    return type(error).__qualname__ if reducer.is_personal else str(error)  # it may quote personal data
 
 
 class Snapshots:
@@ -156,11 +160,12 @@ class Snapshots:
             try:
                 await self.take(reducer, id, keys)
             except Exception as error:  # whatever it is: nothing depends on a snapshot
-                log.warning("no snapshot of %s %r: %s", reducer.name, id, error)
+                log.warning("no snapshot of %s %r: %s", reducer.name, id, _said(reducer, error))
 
     async def take(self, reducer: Reducer, id: str, keys: Keys | None) -> int:
         """Keep the state of a stream now; returns its version."""
         since = keys.erasures() if reducer.is_personal and keys is not None else None
+        erasures = keys.erasures() if reducer.is_personal and keys is not None else None
         found = await rehydrate(self._store, reducer, id, keys)
         state = msgspec.Raw(msgspec.json.encode(found.state))
         body: bytes | None = msgspec.json.encode(_Kept(found.version, found.position, state))

@@ -1,6 +1,6 @@
 """What services register themselves on: `@router.on` above their handlers, `@router.setup` above what makes their tables."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, ParamSpec, TypeVar, overload
 
 from trilogue.durations import Duration
@@ -28,6 +28,7 @@ class Router:
         self.handlers: list[tuple[Callable[..., Any], str | None, dict[str, Any]]] = []
         self.setups: list[Setup] = []
         self.process_classes: list[tuple[type[Process], dict[str, Any]]] = []
+        self.projection_functions: list[tuple[Callable[..., Any], str | None, dict[str, Any]]] = []
         self.models: list[Any] = []
 
     @overload
@@ -115,6 +116,41 @@ class Router:
             classes_of(model)
         self.models += models
 
+    def projection(
+        self,
+        pattern: str | None = None,
+        /,
+        *,
+        tables: Mapping[str, str],
+        version: int = 1,
+        indexes: Sequence[str] = (),
+        name: str | None = None,
+        switch: Literal["auto", "manual"] = "auto",
+        batch: int | None = None,
+        retry: Retry | None = None,
+        db_limit: Duration = "250ms",
+        erased: Callable[[str, Db], object] | None = None,
+    ) -> Callable[[Callable[P, R]], Callable[P, R]]:
+        """Fold the events a function is annotated with into SQL tables, from the beginning of the log; returns it untouched.
+
+        pattern: as for on(). tables: name to columns; in the SQL of the function `{name}` is the table being written, readers
+        use the view of that name. indexes: as "balances(cents)". name: the function's if not given.
+        version: raise it with the function or the tables: they are built anew beside the old ones, and shown when they are
+        ready. switch: "manual" waits with that for App.switch(). batch: most events of one call, for a handler of list[...].
+        retry, db_limit: as for on(); what fails for good parks its key. erased: forgets a person, (subject, db).
+        What it returns is published, but not while it is built. Raises a WiringError when the App is opened.
+        """
+        options = {
+            "tables": tables, "version": version, "indexes": indexes, "name": name, "switch": switch, "batch": batch,
+            "retry": retry, "db_limit": db_limit, "erased": erased,
+        }  # fmt: skip
+
+        def register(function: Callable[P, R]) -> Callable[P, R]:
+            self.projection_functions.append((function, pattern, options))
+            return function
+
+        return register
+
     def setup(self, create: Setup) -> Setup:
         """Run a function with the database at every start, in one transaction: `create table if not exists …`."""
         self.setups.append(create)
@@ -127,3 +163,4 @@ class Router:
             self.setups += router.setups
             self.models += router.models
             self.process_classes += router.process_classes
+            self.projection_functions += router.projection_functions

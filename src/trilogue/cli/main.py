@@ -21,7 +21,7 @@ from typing import Annotated
 
 from cyclopts import App, CycloptsError, Parameter, UnknownCommandError
 
-from trilogue.cli import act, bench, demo, processes, publish, run, schema, show, streams
+from trilogue.cli import act, bench, demo, processes, projections, publish, run, schema, show, streams
 from trilogue.cli.output import flush, note, redacted, safe
 from trilogue.errors import TrilogueError, WiringError
 
@@ -40,6 +40,7 @@ store_streams = App(name="streams", help="Show, close or truncate the streams th
 snapshots = App(name="snapshots", help="List or drop the states of streams that are kept.")
 groups = App(name="groups", help="Forget groups whose handler is gone.")
 sagas = App(name="processes", help="List and show the processes that have begun and not ended, and what is stuck.")
+tables = App(name="projections", help="List read models, build them anew, compare, switch, drop, pause, skip an event.")
 schemas = App(name="schema", help="What an App's events look like, and whether a change of them may be deployed.")
 demos = App(name="demo", help="Programs to watch: a video platform, a bank, three levels of event-driven systems.")
 
@@ -55,6 +56,7 @@ cli.command(streams.trace)
 cli.command(snapshots)
 cli.command(groups)
 cli.command(sagas)
+cli.command(tables)
 cli.command(schemas)
 cli.command(bench.bench)
 dead.command(show.dead_list, name="list")
@@ -69,6 +71,14 @@ snapshots.command(streams.snapshots_list, name="list")
 snapshots.command(streams.snapshots_drop, name="drop")
 sagas.command(processes.processes_list, name="list")
 sagas.command(processes.processes_show, name="show")
+tables.command(projections.projections_list, name="list")
+tables.command(projections.projections_rebuild, name="rebuild")
+tables.command(projections.projections_compare, name="compare")
+tables.command(projections.projections_switch, name="switch")
+tables.command(projections.projections_drop, name="drop")
+tables.command(projections.projections_pause, name="pause")
+tables.command(projections.projections_resume, name="resume")
+tables.command(projections.projections_skip, name="skip")
 schemas.command(schema.schema_list, name="list")
 schemas.command(schema.schema_show, name="show")
 schemas.command(schema.schema_check, name="check")

@@ -13,16 +13,19 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
+import msgspec
 from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from trilogue.codec import to_cloudevent
 from trilogue.events import Record, as_datetime
 
 # C0, C1 and DEL drive the terminal, bidirectional marks and line separators reorder what is seen, surrogates cannot be
 # written at all.
 _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+_BEYOND_ASCII = re.compile("[^\x20-\x7e]")
 _PASSWORD = re.compile(r"(://[^:/@\s]*):[^/\s]*@")
 SHOWN_CHARS = 1_000
 GAP = "  "
@@ -130,6 +133,17 @@ def say_json(document: Any, *, line: bool = False) -> None:
     """Print a JSON document; line: on one line."""
     # Everything but ASCII is escaped: any locale can write it, and no terminal is driven by it.
     say(json.dumps(document, indent=None if line else 2))
+
+
+def say_cloudevent(record: Record) -> None:
+    """Print a Record as a CloudEvent on one line, in ASCII; its numbers as they are stored."""
+    text = msgspec.json.format(to_cloudevent(record), indent=-1).decode()
+    say(_BEYOND_ASCII.sub(_escaped, text))
+
+
+def _escaped(found: re.Match[str]) -> str:
+    units = found[0].encode("utf-16-be").hex()
+    return "".join(f"\\u{units[n : n + 4]}" for n in range(0, len(units), 4))
 
 
 def record_fields(record: Record) -> dict[str, Any]:

@@ -22,7 +22,6 @@ from trilogue.ports import Store
 from trilogue.schema.changes import Change, Lock, changes, lock_text, read_lock, updated
 from trilogue.schema.forms import fields_of, form_of
 from trilogue.schema.stored import SAMPLE, Report, Tally, read_stored
-from trilogue.stores import open_store
 from trilogue.stores.store import SqlStore
 
 LOCK_FILE = "schemas.lock.json"
@@ -86,11 +85,12 @@ async def schema_check(
     if force and not update:
         raise BadOption("--force says what --update may write: add --update, or leave it out")
     count = _sample(sample)
-    coders = load_app(app).known
+    loaded = load_app(app)
+    coders = loaded.known
     found = _compared(Path(lock or LOCK_FILE), coders, is_needed=lock is not None and not update)
     breaking = [change for change in found if change.breaking]
     wrote = update and _update(Path(lock or LOCK_FILE), coders, found, force=force)
-    report = await _stored(load_app(app).store, url, coders, count)
+    report = await _stored(loaded.store, url, coders, count)
     is_fine = (not breaking or wrote) and not (report and (report.unread or (strict and report.unknown)))
     if json:
         say_json({"ok": is_fine, "changes": [asdict(change) for change in found], "updated": wrote, **_fields(report)})
@@ -151,14 +151,17 @@ def _say_changes(found: Sequence[Change], wrote: bool, *, refused: bool) -> None
 
 async def _stored(own: Store, url: str | None, coders: Mapping[str, Coder], sample: int | None) -> Report | None:
     """What a log holds; None where no log was named and the App's own is not there."""
-    store = own if url is None else open_store(url)
-    if url is None and not (isinstance(store, SqlStore) and not store.in_memory and Path(store.path).exists()):
+    if url is None and not _is_there(own):
         note("no log was read: name one with --url")
         return None
-    async with opened(Log(store.url)) as log:
+    async with opened(Log(url or own.url)) as log:
         kinds = await log.kinds()
         with progress("reading", sum(kind.count if sample is None else min(kind.count, 2 * sample) for kind in kinds)) as advance:
             return await read_stored(log, coders, sample=sample, advance=advance)
+
+
+def _is_there(store: Store) -> bool:
+    return isinstance(store, SqlStore) and not store.in_memory and Path(store.path).exists()
 
 
 def _fields(report: Report | None) -> dict[str, Any]:
@@ -178,10 +181,8 @@ def _say_report(report: Report | None, strict: bool) -> None:
     for each in report.unread:
         say(f"unreadable: {safe(str(each))}")
     for kind in report.unknown:
-        mend = "name its class in app.knows(...)"
-        say(
-            f"{'unknown' if strict else 'warning'}: no class for {safe(kind.type)} version {kind.schema_version}, {kind.count:,}; {mend}"
-        )
+        said = f"no class for {safe(kind.type)} version {kind.schema_version}, {kind.count:,} stored"
+        say(f"{'unknown' if strict else 'warning'}: {said}; name it in app.knows(...)")
     for kind in report.newer:
         say(f"warning: {safe(kind.type)} was written as version {kind.schema_version} by newer code than this")
     flush()

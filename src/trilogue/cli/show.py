@@ -5,13 +5,14 @@ group      lag  in flight  retrying  …                                        
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import asdict, replace
 from typing import Annotated, Any
 
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
+from trilogue.cli.load import load_app
 from trilogue.cli.log import DEFAULT_LOG, GroupName, Json, Log, group_status, opened, type_question
 from trilogue.cli.output import (
     clear_screen,
@@ -21,16 +22,19 @@ from trilogue.cli.output import (
     safe,
     safe_lines,
     say,
+    say_cloudevent,
     say_json,
     say_table,
     shown,
     stamp,
 )
+from trilogue.codec import Coder
 from trilogue.durations import readable
-from trilogue.errors import TrilogueError
+from trilogue.errors import DecodeError, TrilogueError
 from trilogue.events import Record
 from trilogue.patterns import check_pattern, is_wild
 from trilogue.ports import DeadLetter, GroupStatus, Query, Status, Store
+from trilogue.schema.stored import in_todays_form
 
 PAGE = 1_000
 LATEST = 10
@@ -54,11 +58,13 @@ async def tail(
     key: Annotated[str | None, Parameter(help="Only records of this key.")] = None,
     limit: Annotated[Limit | None, Parameter(help="End after this many; without --after these are the newest.")] = None,
     follow: Annotated[bool, Parameter(name="--follow", negative="--no-follow", help="Wait for more.")] = True,
+    app: Annotated[str | None, Parameter(help="MODULE:APP: as its classes are today; with --json, CloudEvents.")] = None,
     json: Json = False,
     log: Log = DEFAULT_LOG,
-) -> None:
+) -> int:
     """Print the newest ten records, or those behind --after, and go on with what comes."""
     query = Query(types=(check_pattern(pattern),), key=key)
+    printer = _Printer(None if app is None else load_app(app).known, json)
     async with opened(log) as store:
         if not is_wild(pattern) and (question := await type_question(store, pattern)) is not None:
             note(f"no record has type {pattern!r} so far:{question}".rstrip(":"))
@@ -66,11 +72,12 @@ async def tail(
         left = limit
         async for page in _pages(store, replace(query, after=start), follow=follow):
             for record in page[:left]:
-                _say_record(record, json)
+                printer.say(record)
             flush()
             left = None if left is None else left - len(page)
             if left is not None and left <= 0:
-                return
+                break
+    return int(printer.failed > 0)
 
 
 async def _pages(store: Store, query: Query, *, follow: bool) -> AsyncIterator[list[Record]]:
@@ -103,12 +110,30 @@ async def _before_newest(store: Store, query: Query, count: int) -> int:
     return await _head(store) if before is None else before - 1
 
 
-def _say_record(record: Record, json: bool) -> None:
-    if json:
-        say_json(record_fields(record), line=True)
-        return
-    key = "-" if record.key is None else safe(record.key)
-    say(f"{record.position}  {stamp(record.recorded_us)}  {safe(record.type)}  {key}  {shown(record.data)}")
+class _Printer:
+    """Prints records as they are stored, or with coders as their classes are today; failed: how many could not be made so."""
+
+    def __init__(self, coders: Mapping[str, Coder] | None, json: bool) -> None:
+        self.coders, self.json, self.failed = coders, json, 0
+
+    def say(self, record: Record) -> None:
+        if self.coders is not None:
+            record = self._todays(record, self.coders)
+        if not self.json:
+            key = "-" if record.key is None else safe(record.key)
+            say(f"{record.position}  {stamp(record.recorded_us)}  {safe(record.type)}  {key}  {shown(record.data)}")
+        elif self.coders is None:
+            say_json(record_fields(record), line=True)
+        else:
+            say_cloudevent(record)
+
+    def _todays(self, record: Record, coders: Mapping[str, Coder]) -> Record:
+        try:
+            return in_todays_form(record, coders)
+        except DecodeError as error:
+            self.failed += 1
+            note(f"position {record.position} is shown as stored: {safe(str(error))}")
+            return record
 
 
 # ── status ───────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -10,8 +10,21 @@ first. It is skipped exactly when the store does not list a Feature it needs. Wr
     def test_keeps(promise): asyncio.run(promise.keep(lambda: MyStore(...)))
 """
 
-from trilogue.conformance import effects, groups, log, workers
+from trilogue.conformance import effects, groups, log, streams, transactions, workers
 from trilogue.conformance.check import Outcome, check
 from trilogue.conformance.tools import PROMISES, Broken, MakeStore, Promise
 
-__all__ = ["PROMISES", "Broken", "MakeStore", "Outcome", "Promise", "check", "effects", "groups", "log", "workers"]
+__all__ = [
+    "PROMISES",
+    "Broken",
+    "MakeStore",
+    "Outcome",
+    "Promise",
+    "check",
+    "effects",
+    "groups",
+    "log",
+    "streams",
+    "transactions",
+    "workers",
+]

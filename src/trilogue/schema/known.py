@@ -16,6 +16,7 @@ from trilogue.errors import TwiceNamed
 from trilogue.events import is_event
 from trilogue.handlers import Subscription
 from trilogue.process import Process
+from trilogue.projection import Projection
 from trilogue.schema.changes import differences
 from trilogue.schema.forms import Form, form_of
 
@@ -29,6 +30,11 @@ class Knowing(Protocol):
     @property
     def subscriptions(self) -> Sequence[Subscription]:
         """Its handlers."""
+        ...
+
+    @property
+    def declared(self) -> Sequence[Projection]:
+        """Its projections."""
         ...
 
 
@@ -48,7 +54,7 @@ def known(app: Knowing) -> dict[str, Coder]:
 
 
 def _coders(app: Knowing) -> Iterator[Coder]:
-    for sub in app.subscriptions:
+    for sub in (*app.subscriptions, *(projection.sub for projection in app.declared)):
         yield from sub.coders.values()
         yield from map(coder, _returned(sub.handler))
     for model in app.models:

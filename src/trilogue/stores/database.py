@@ -19,6 +19,7 @@ from typing import Any
 from trilogue.errors import TrilogueError, Unavailable
 from trilogue.ports import Rows
 from trilogue.stores import log
+from trilogue.stores.rewrite import rewrite
 from trilogue.stores.sqlite import (
     ApswSql,
     OpenFiles,
@@ -132,6 +133,17 @@ class Database:
                 raise
             except Exception as error:
                 raise translate(error, self.path) from error
+
+    async def rewrite(self) -> bool:
+        """Write the file anew, so that nothing of what was deleted is left in it; False if the log could not be emptied."""
+        self.check_open()
+        return self.in_memory or await asyncio.to_thread(self._rewrite)
+
+    def _rewrite(self) -> bool:
+        try:
+            return rewrite(self.connection)
+        except Exception as error:
+            raise translate(error, self.path) from error
 
     async def query(self, sql: str, values: Sequence[Any] = ()) -> Rows:
         """Read the user's tables on a connection of its own, in a thread."""

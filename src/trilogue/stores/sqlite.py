@@ -15,6 +15,7 @@ import re
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
 from typing import Any, ClassVar
@@ -168,6 +169,16 @@ class SqliteConnection:
                 f"the write-ahead log of {self.path} has {size >> 20} MiB (limit {self._wal_bytes >> 20} MiB), because some "
                 "reader keeps an old snapshot open: end that reader (a sqlite3 shell, a backup), then this goes on by itself"
             )
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """While the block runs nobody else begins to write, in no process."""
+        with self._turn:
+            self._flock(True)
+            try:
+                yield
+            finally:
+                self._funlock()
 
     def _flock(self, wait: bool) -> bool:
         if self._lock_file is None or fcntl is None:

@@ -424,6 +424,10 @@ class SqlStore:
         types, tx = self._opened().writer_types, self._db.transaction
         await self._write(lambda sql: streams.truncate(sql, types, tx, stream, before))
 
+    async def rewrite(self) -> bool:
+        """Write the files anew, so that nothing of what was deleted is left in them."""
+        return await self._opened().rewrite()
+
 
 def _is_short(query: Query) -> bool:
     """Whether an index leads to its records: such a look takes microseconds, less than handing it to a thread."""

@@ -14,8 +14,7 @@ from contextlib import asynccontextmanager, suppress
 import msgspec
 
 from trilogue import App
-from trilogue.apps.bank.load import Load, write
-from trilogue.apps.bank.worker import ASKED
+from trilogue.apps.bank.load import ASKED, Load, write
 
 LEAVING_S = 30.0
 

@@ -26,6 +26,7 @@ NOWHERE = 0.03  # to closed accounts, and as many to absent ones
 TOO_MUCH = 0.02
 HOT, HOT_SHARE = 4, 0.3  # three transfers in ten go to one of so many accounts, as to a shop, and three come from one
 OPENING_AT_ONCE = 64
+ASKED = b"asked"  # what a process says when its share is asked for
 
 
 @dataclass(frozen=True, slots=True)

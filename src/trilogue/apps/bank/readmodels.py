@@ -5,12 +5,11 @@ statements   account, line | at_us, description, cents, balance_cents        lin
 days         day | deposited_cents, withdrawn_cents, movements               day: since 1970, UTC
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
-from trilogue import App, Context, Db, Router
+from trilogue import App, Context, Db, Receipt, Router
 from trilogue.apps.bank.account import Account
 from trilogue.apps.bank.events import (
     AccountClosed,
@@ -154,9 +153,13 @@ class Line:
         return _EPOCH + timedelta(microseconds=self.at_us)
 
 
-async def balance(app: App, account: str) -> Balance | None:
-    """What an account holds, as far as the table has got; None if it was never opened."""
-    found = await app.find(Balance, "select * from balances where account = ?", (account,))
+async def balance(app: App, account: str, *, after: Receipt | str | None = None) -> Balance | None:
+    """What an account holds, as far as the table has got; None if it was never opened.
+
+    after: the receipt of a decision (or its token), to see at least that.
+    """
+    of = None if after is None else "balances"
+    found = await app.find(Balance, "select * from balances where account = ?", (account,), after=after, of=of)
     return found[0] if found else None
 
 
@@ -168,8 +171,3 @@ async def statement(app: App, account: str) -> list[Line]:
 async def balance_at(app: App, account: str, at: datetime) -> Decimal:
     """What an account held at a recorded time: asked of the log, not of a table. at: with a time zone."""
     return (await app.load(Account, account, at=at)).balance
-
-
-def movements(lines: list[Line]) -> Iterator[tuple[str, Decimal, Decimal]]:
-    """Lines for people: description, what moved, balance afterwards."""
-    return ((line.description, from_cents(line.cents), from_cents(line.balance_cents)) for line in lines)

@@ -11,9 +11,7 @@ import threading
 import msgspec
 
 from trilogue.apps.bank.bank import make_bank
-from trilogue.apps.bank.load import Load, write
-
-ASKED = b"asked"
+from trilogue.apps.bank.load import ASKED, Load, write
 
 
 async def work(url: str, load: Load, process: int) -> None:
