@@ -47,10 +47,6 @@ def test_show(log: str, capsys: pytest.CaptureFixture[str]) -> None:
     said = json.loads(out(capsys, "streams", "show", "kept-k", "--json", "--url", log))
     shown = [(e["version"], e["who"], e["data"]["amount"]) for e in said["events"]]
     assert shown == [(1, "alice", "1"), (2, "alice", "2"), (3, "alice", "3")]
-        (1, "alice", "1"),
-        (2, "alice", "2"),
-        (3, "alice", "3"),
-    ]
     assert "there is no stream 'x'" in out(capsys, "streams", "show", "x", "--url", log, code=1)
 
 
@@ -60,8 +56,6 @@ def test_close_and_truncate(log: str, capsys: pytest.CaptureFixture[str]) -> Non
     assert "closed: done" in out(capsys, "streams", "show", "kept-k", "--url", log)
     too_far = out(capsys, "streams", "truncate", "kept-k", "--before", "9", "--yes", "--url", log, code=2)
     assert "its newest event has to stay" in too_far
-        capsys, "streams", "truncate", "kept-k", "--before", "9", "--yes", "--url", log, code=2
-    )
     assert "add --yes" in out(capsys, "streams", "truncate", "kept-k", "--before", "2", "--url", log, code=2)
     out(capsys, "streams", "truncate", "kept-k", "--before", "2", "--yes", "--url", log)
     text = out(capsys, "streams", "show", "kept-k", "--url", log)

@@ -222,7 +222,7 @@ def test_rows_as_objects(url: str) -> None:
         sql = "select 'a' as account, '1.50' as amount"
         assert await app.find(Balance, sql) == [Balance("a", Decimal("1.50"))]
         assert await app.find(Balance, "select amount, amount as account from moved") == []
-        with pytest.raises(BadOption, match="the columns account, amount do not make a .*Strict"):
+        with pytest.raises(BadOption, match=r"the columns account, amount do not make a .*Strict"):
             await app.find(Strict, sql)
         with pytest.raises(BadOption, match="missing required field `amount`"):
             await app.find(Balance, "select 'a' as account")

@@ -165,7 +165,6 @@ class Snapshots:
     async def take(self, reducer: Reducer, id: str, keys: Keys | None) -> int:
         """Keep the state of a stream now; returns its version."""
         since = keys.erasures() if reducer.is_personal and keys is not None else None
-        erasures = keys.erasures() if reducer.is_personal and keys is not None else None
         found = await rehydrate(self._store, reducer, id, keys)
         state = msgspec.Raw(msgspec.json.encode(found.state))
         body: bytes | None = msgspec.json.encode(_Kept(found.version, found.position, state))

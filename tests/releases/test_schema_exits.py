@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import shop
-from shop import HELD, LOG, PLACED, STREAM, TIMERS, Placed, Shipped
+import old_shop
+from old_shop import HELD, LOG, PLACED, STREAM, TIMERS, Placed, Shipped
 
 from trilogue import Aggregate, App, Context, Db, Decider, Record, to_cloudevent
 from trilogue.apps.video.platform import platform
@@ -17,7 +17,7 @@ from trilogue.codec import coder
 from trilogue.ports import Query
 from trilogue.schema.stored import in_todays_form
 
-RELEASED = sorted(path.name for path in shop.HERE.glob("*.jsonl"))
+RELEASED = sorted(path.name for path in old_shop.HERE.glob("*.jsonl"))
 
 
 def run(work: Coroutine[Any, Any, None]) -> None:
@@ -27,7 +27,7 @@ def run(work: Coroutine[Any, Any, None]) -> None:
 @pytest.fixture
 def old_url(tmp_path: Path) -> str:
     """A log as release 0.1.0 left it."""
-    return shop.old_log(tmp_path / "shop.db")
+    return old_shop.old_log(tmp_path / "shop.db")
 
 
 def app_on(url: str) -> App:
@@ -238,10 +238,10 @@ def exported(capsys: pytest.CaptureFixture[str], *more: str) -> list[dict[str, A
 
 
 def test_export(in_shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    lines = exported(capsys, "--app", "shop:app")
+    lines = exported(capsys, "--app", "old_shop:app")
     assert [line["schemaversion"] for line in lines] == [3, 1, 3, 3, 3, 3, 3, 1]
     assert [line["data"].get("currency") for line in lines] == ["EUR", None, "EUR", "EUR", "EUR", "EUR", "EUR", None]
-    envelopes = [shop.from_cloudevent(json.dumps(line).encode()) for line in lines]
+    envelopes = [old_shop.from_cloudevent(json.dumps(line).encode()) for line in lines]
     # Not with upcasting: what was exported has to be in today's form by itself.
     assert [coder(type(e)).decode(envelope.data) for e, envelope in zip(LOG, envelopes, strict=True)] == list(LOG)
 
@@ -252,12 +252,12 @@ def test_export_without_an_app_is_as_stored(in_shop: Path, capsys: pytest.Captur
 
 
 def test_tail_shows_todays_form(in_shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["tail", "--no-follow", "--after", "0", "--limit", "1", "--app", "shop:app"]) == 0
+    assert main(["tail", "--no-follow", "--after", "0", "--limit", "1", "--app", "old_shop:app"]) == 0
     assert '"total":"9.90","currency":"EUR"' in capsys.readouterr().out
 
 
 def test_all_that_the_old_log_holds_can_be_read(in_shop: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["schema", "check", "--app", "shop:app", "--sample", "all"]) == 0
+    assert main(["schema", "check", "--app", "old_shop:app", "--sample", "all"]) == 0
     assert "fine to deploy" in capsys.readouterr().out
 
 
@@ -265,7 +265,7 @@ def test_all_that_the_old_log_holds_can_be_read(in_shop: Path, capsys: pytest.Ca
 
 
 def test_there_are_events_of_every_released_version() -> None:
-    there = {(e.type, e.schema_version) for e in shop.released("shop.jsonl")}
+    there = {(e.type, e.schema_version) for e in old_shop.released("shop.jsonl")}
     assert there >= {(coder(Placed).type, n) for n in range(1, coder(Placed).version + 1)}
 
 
@@ -276,16 +276,16 @@ def known_to(name: str) -> App:
 @pytest.mark.parametrize("name", RELEASED)
 def test_released_events_are_read_and_travel_on(name: str) -> None:
     app = known_to(name)
-    for envelope in shop.released(name):
+    for envelope in old_shop.released(name):
         decoded = app.decode(envelope)
-        again = shop.from_cloudevent(to_cloudevent(envelope))
+        again = old_shop.from_cloudevent(to_cloudevent(envelope))
         assert app.decode(again) == decoded
         assert app.decode(app.envelope(decoded)) == decoded
 
 
 @pytest.mark.parametrize("name", RELEASED)
 def test_released_events_are_read_after_they_were_imported(name: str, url: str) -> None:
-    envelopes = shop.released(name)
+    envelopes = old_shop.released(name)
 
     async def go() -> None:
         app = known_to(name)

@@ -22,7 +22,7 @@ def rewrite(connection: SqliteConnection) -> bool:
     Takes about a second for 200 MB, and as much room again, half of it in the folder for temporary files. Raises apsw errors.
     """
     with connection.alone(), contextlib.closing(connect(connection.path)) as own:
-        names = [name for (name,) in own.execute("select name from sqlite_master where type = 'table'").fetchall()]
+        names = [str(name) for (name,) in own.execute("select name from sqlite_master where type = 'table'").fetchall()]
         if not all(name.startswith(("trilogue_", "sqlite_")) for name in names):
             own.pragma("temp_store", 1)  # on disk: the whole file would not fit into memory
             own.execute("vacuum").fetchall()
