@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from pathlib import Path
 
 import pytest
 from bank_words import Kept
@@ -48,6 +49,31 @@ def test_show(log: str, capsys: pytest.CaptureFixture[str]) -> None:
     shown = [(e["version"], e["who"], e["data"]["amount"]) for e in said["events"]]
     assert shown == [(1, "alice", "1"), (2, "alice", "2"), (3, "alice", "3")]
     assert "there is no stream 'x'" in out(capsys, "streams", "show", "x", "--url", log, code=1)
+
+
+PROGRAM = """
+from bank_words import Kept, accounts
+from trilogue import App
+app = App({url!r})
+app.knows(Kept, accounts)
+"""
+
+
+def test_state(log: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "kept_program.py").write_text(PROGRAM.format(url=log))
+    shown = ("streams", "state", "kept-k", "--app", "kept_program:app")
+    assert out(capsys, *shown) == 'kept-k at version 3: {"id":"k","balance":"6"}\n'
+    text = out(capsys, *shown, "--version", "1", "--against", "3")
+    assert text == 'kept-k at version 1: {"id":"k","balance":"1"}\n  balance: "1" -> "6"\n'
+    said = json.loads(out(capsys, *shown, "--position", "2", "--against", "3", "--json"))
+    assert (said["version"], said["state"]["balance"], said["changes"]) == (2, "3", {"balance": ["3", "6"]})
+    assert "version 0" in out(capsys, *shown, "--at", "1h-ago")
+    assert "is no time" in out(capsys, *shown, "--at", "7", code=2)
+    assert "give one of them" in out(capsys, *shown, "--version", "1", "--position", "1", code=2)
+    assert "its streams are kept-{id}, account-{id}" in out(
+        capsys, "streams", "state", "x-1", "--app", "kept_program:app", code=2
+    )
 
 
 def test_close_and_truncate(log: str, capsys: pytest.CaptureFixture[str]) -> None:

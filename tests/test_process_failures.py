@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from transfers import (
     Moody,
     Prolonged,
     Requested,
+    Transfer,
+    Withdraw,
     Withdrawn,
     fire,
     handled,
@@ -31,6 +34,7 @@ from trilogue import (
     Reject,
     Retry,
     SeekTo,
+    Timer,
     Unsupported,
     reacts,
     starts,
@@ -203,7 +207,7 @@ async def something(app: App) -> list[ProcessInstance]:
     for each in await app.store.timers():
         if each.envelope.key == "t4":
             await app.publish(each.envelope)
-    return await handled(app, Withdrawn("t5"), Requested("t5", 50))
+    return await handled(app, Withdrawn("t5"), Requested("t5", 50), Deposited("t0"), Requested("t0", 1))
 
 
 def test_a_replay_makes_the_same_states_and_nothing_else(url: str) -> None:
@@ -221,6 +225,33 @@ def test_a_replay_makes_the_same_states_and_nothing_else(url: str) -> None:
             assert [each.state["seen"] for each in await app.processes()] == [
                 ["stuck"], ["stuck"], [], ["stuck", "stuck"], ["a", "stuck"],
             ]  # fmt: skip
+
+    run(main())
+
+
+class Talkative(Transfer, name="transfer"):
+    """Says what Transfer did not say when it handled these events."""
+
+    @reacts
+    def withdrawn(self, e: Withdrawn) -> Iterator[object]:
+        yield Transfer.withdrawn(self, e)
+        yield Withdraw(self.id, 1)
+        yield Timer("more", after="1h")
+
+    @timer("more")
+    def more(self) -> None: ...
+
+
+def test_what_is_said_for_the_first_time_in_a_replay_is_not_said(file_url: str) -> None:
+    async def main() -> None:
+        async with transfers(file_url).running() as app:
+            await something(app)
+            timers, log = await app.store.timers(), await all_of(app)
+        async with transfers(file_url, Talkative).running() as app:
+            await app.replay(GROUP, SeekTo(end="beginning"))
+            await app.wait_idle(timeout="20s")
+            assert list((await app.processes())[-1].timers) == ["stuck", "more"]
+            assert (await app.store.timers(), await all_of(app)) == (timers, log)
 
     run(main())
 
@@ -248,6 +279,18 @@ def test_a_replay_from_the_middle_would_lose_instances(url: str) -> None:
             for to in (SeekTo(position=3), SeekTo(end="now"), SeekTo(time_us=1)):
                 with pytest.raises(Unsupported, match=r"is a process: .* replay it from the beginning"):
                     await app.replay(GROUP, to)
+            assert await app.processes() == before
+
+    run(main())
+
+
+def test_a_replay_of_what_was_trimmed_would_lose_instances(url: str) -> None:
+    async def main() -> None:
+        async with transfers(url).running() as app:
+            before = await something(app)
+            await app.trim(keep=3, force=True)
+            with pytest.raises(Unsupported, match=r"transfer t0 began before position \d+, the oldest .* would lose it"):
+                await app.replay(GROUP, SeekTo(end="beginning"))
             assert await app.processes() == before
 
     run(main())

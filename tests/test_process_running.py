@@ -24,7 +24,7 @@ from transfers import (
     until,
 )
 
-from trilogue import App, Process
+from trilogue import App, Process, starts
 from trilogue.process import react
 
 # ── instances ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -59,6 +59,19 @@ def test_what_is_for_nobody_is_passed_over(url: str) -> None:
             [t1] = await handled(app, Requested("t1", 5), Withdrawn(None))
             assert t1.events == 1
             assert await handled(app, Deposited("t1"), Withdrawn("t1")) == []
+
+    run(main())
+
+
+class Withdrawal(Process, key="transfer", name="withdrawal"):
+    @starts
+    def withdrawn(self, e: Withdrawn) -> None: ...
+
+
+def test_an_event_that_names_nobody_begins_nothing(url: str) -> None:
+    async def main() -> None:
+        async with transfers(url, Withdrawal).running() as app:
+            assert [each.id for each in await handled(app, Withdrawn(None), Withdrawn("t1"))] == ["t1"]
 
     run(main())
 
@@ -162,7 +175,11 @@ def test_a_timer_fires_by_itself_and_sets_the_next(url: str) -> None:
             [pending] = await app.store.timers()
             assert pending.due_us == t1.timers["stuck"] == pending.envelope.time_us
             await fire(app)
-            assert (await app.processes())[0].state["seen"] == ["stuck", "stuck"]
+            [t1] = await app.processes()
+            assert (t1.state["seen"], list(t1.timers)) == (["stuck", "stuck"], ["stuck"])
+            await fire(app)
+            [t1] = await app.processes()
+            assert (t1.state["seen"], list(t1.timers)) == (["stuck"] * 3, [])
 
     run(main())
 

@@ -530,6 +530,50 @@ def test_faults_happen_in_the_order_they_were_asked_for(url: str) -> None:
     run(main())
 
 
+def test_a_world_can_end_in_the_middle_of_a_crash(url: str) -> None:
+    app = App(url)
+    done = asyncio.Event
+
+    async def main() -> None:
+        crashed = done()
+
+        @app.on(group="g")
+        async def handle(e: Watched) -> None:
+            crashed.set()
+
+        async with simulated(app) as world:
+            world.crash_after("g")
+            await world.publish(Watched("u1"))
+            await crashed.wait()
+        async with app:  # it is closed, and can be opened
+            pass
+
+    run(main())
+
+
+def test_what_blocks_the_loop_is_named_although_it_is_surrounded(url: str, caplog: pytest.LogCaptureFixture) -> None:
+    app = App(url)
+    blocks = True
+    seen_by(app)
+
+    @app.on(group="blocks")
+    async def handle(e: Watched) -> None:
+        while blocks and "blocked" not in caplog.text:
+            time.sleep(0.01)
+
+    @app.on(group="other")
+    async def other(e: Watched) -> None:
+        pass
+
+    async def main() -> None:
+        async with simulated(app) as world:
+            await world.publish(Watched("u1"))
+            await world.settle()
+            assert "the handler of group blocks at" in caplog.text
+
+    run(main())
+
+
 # ── wiring ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -34,7 +34,9 @@ from trilogue.handlers import Context, Effect, Failed
 from trilogue.history import Difference, Entry, Traced
 from trilogue.instances import ProcessInstance
 from trilogue.ports import Db, DeadLetter, Feature, GroupStatus, Query, SeekTo, State, Status, Store, Transaction
+from trilogue.privacy import ErasureReceipt
 from trilogue.process import Cancel, End, Process, Timer, reacts, starts, timer
+from trilogue.projections import Comparison, ProjectionStatus
 from trilogue.retry import Retry
 from trilogue.router import Router
 from trilogue.stores import open_store
@@ -49,6 +51,7 @@ __all__ = [
     "BadPattern",
     "Boundary",
     "Cancel",
+    "Comparison",
     "Conflict",
     "Context",
     "Db",
@@ -62,6 +65,7 @@ __all__ = [
     "End",
     "Entry",
     "Envelope",
+    "ErasureReceipt",
     "Failed",
     "Feature",
     "Group",
@@ -75,6 +79,7 @@ __all__ = [
     "OutcomeUnknown",
     "Process",
     "ProcessInstance",
+    "ProjectionStatus",
     "Query",
     "Receipt",
     "Record",

@@ -152,13 +152,14 @@ class App(Router, Streams, History, Projections):
         """
         async with self:
             await self._refuse_orphans()
+            if self.declared:
+                await self.store.transact(projections.declare_all(self.declared, self.name, work=True))
             await self.store.bind([sub.group for sub in self.subscriptions])
             threads = ThreadPoolExecutor(THREADS, thread_name_prefix="trilogue handler")
             runners = [Runner(self.store, sub, threads, self.name) for sub in self.subscriptions]
             loop_watch = LoopWatch(runners)
             tasks = [asyncio.create_task(watch_progress(self.store, runners)), asyncio.create_task(self._trim_old())]
             if self.declared:
-                await self.store.transact(projections.declare_all(self.declared, self.name, work=True))
                 tasks.append(asyncio.create_task(Follower(self.store, self.declared, threads, self.name, runners).run()))
             for runner in runners:
                 runner.start()

@@ -136,9 +136,12 @@ class Deciding:
         self.reducer = reducer_of(model)
         self.stream = self.reducer.stream_of(id)
         self.once = once
+        self.since: int | None = None
 
     async def attempt(self) -> Any:
         """Load, rule, append; raises Conflict if somebody was faster."""
+        keys = self.host.keys if self.reducer.is_personal else None
+        self.since = None if keys is None else keys.erasures()
         state, version = await loaded(self.host, self.reducer, self.id)
         state, events, answer = ruled(self.reducer, state, self.rule)
         envelopes = [self.host.envelope(event, stream=self.stream) for event in events]
@@ -182,7 +185,7 @@ class Deciding:
     def _remember(self, tx: Transaction, answer: _Answer) -> None:
         body = msgspec.json.encode(answer)
         if self.reducer.is_personal and self.host.keys is not None:
-            body = self.host.keys.seal_state(body) or b""
+            body = self.host.keys.seal_state(body, since=self.since) or b""
         tx.forget_states(ONCE, tx.now_us - ONCE_KEPT_US, 2)  # two go where one comes: bounded, and nobody has to tidy up
         tx.set_state(ONCE, self._once_id(), body)
 

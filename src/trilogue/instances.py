@@ -18,10 +18,10 @@ from typing import Any, Literal, cast
 import msgspec
 
 from trilogue.durations import Duration, microseconds, readable
-from trilogue.errors import DecodeError, Reject, TrilogueError, TwiceNamed, UnknownEvent
+from trilogue.errors import DecodeError, Reject, TrilogueError, TwiceNamed, UnknownEvent, Unsupported
 from trilogue.events import KEY_CHARS, Envelope, Record, as_datetime, derived_id, now_us
 from trilogue.handlers import Context, Subscription, subscription
-from trilogue.ports import Db, Store, Transaction
+from trilogue.ports import Db, Query, Store, Transaction
 from trilogue.process import TIMER_TYPE, Due, Process, Reaction, Wiring, reaction_of, wiring_of
 from trilogue.retry import Retry
 
@@ -84,9 +84,6 @@ def process_subscription(
     def handle(event: Any, db: Db, ctx: Context) -> Sequence[object]:
         return _handle(wiring, app, event, cast("Transaction", db), ctx)
 
-    def reset(db: Db) -> None:
-        cast("Transaction", db).clear_states(wiring.owner)
-
     handle.__module__, handle.__qualname__ = model.__module__, model.__qualname__
     handle.__annotations__ = {"event": functools.reduce(operator.or_, wiring.steps), "db": Db, "ctx": Context}
     sub = subscription(
@@ -96,7 +93,7 @@ def process_subscription(
         retry=retry,
         start=start,
         on_dead=on_dead,
-        reset=reset,
+        reset=lambda db: _reset(wiring, cast("Transaction", db)),
     )
     patterns = (*sub.group.patterns, *([wiring.timer_type] if wiring.timers else []))
     return dataclasses.replace(sub, group=dataclasses.replace(sub.group, patterns=patterns), whole=True)
@@ -125,6 +122,21 @@ def registration(model: Any, group: str | None) -> Callable[[Db], None]:
             tx.set_state(REGISTERED, wiring.name, body)
 
     return register
+
+
+_OLDER = """
+select id from trilogue_state where owner = ? and json_extract(cast(body as text), '$.started_us') < ? limit 1"""
+
+
+def _reset(wiring: Wiring, tx: Transaction) -> None:
+    """Before a replay in place: all instances go, because the log makes them anew, if it still can."""
+    for oldest in tx.read(Query(limit=1)):
+        for (id,) in tx.execute(_OLDER, (wiring.owner, oldest.recorded_us)):
+            raise Unsupported(
+                f"{wiring.name} {id} began before position {oldest.position}, the oldest that is left on the log: a replay would "
+                "lose it; wait until it has ended"
+            )
+    tx.clear_states(wiring.owner)
 
 
 def _handle(wiring: Wiring, source: str, event: Any, tx: Transaction, ctx: Context) -> Sequence[object]:

@@ -16,16 +16,17 @@ from time import monotonic
 
 import msgspec
 
+from trilogue import builds
 from trilogue.durations import Duration, seconds
 from trilogue.errors import BadOption, HandlerFailed
 from trilogue.events import Envelope, as_datetime, audit, derived_id
 from trilogue.patterns import matches_any
-from trilogue.ports import Store, Transaction
+from trilogue.ports import GroupStatus, Store, Transaction
+from trilogue.projection import ERASED
 from trilogue.rehydrate import OWNER
 from trilogue.stores.keys import MEMORY, STATE_PREFIX, Destroyed, Keyring
 from trilogue.stores.store import SqlStore
 
-ERASED_TYPE = "trilogue.subject.erased"
 REASON_CHARS = 1_000
 PAGE = 1_000
 LOOK_S = 0.05
@@ -64,27 +65,36 @@ async def erase(
     long to wait for the groups that read the fact.
     Raises BadOption, Rejected if nothing was ever sealed for them.
     """
-    wait_s = seconds(timeout)
+    until = monotonic() + seconds(timeout)
     if not isinstance(reason, str) or not 0 < len(reason) <= REASON_CHARS:
         raise BadOption(f"reason={reason!r}: expected why they are erased, in 1 to {REASON_CHARS:,} characters")
     destroyed = await asyncio.to_thread(keys.destroy, subject, reason)
     fact = _fact(destroyed, source)
     position = (await store.append([fact]))[0]
     dropped = await _drop_sealed_states(store)
-    finished, waiting = await _wait_for_readers(store, position, wait_s)
-    is_clean = await store.rewrite()
-    done = [
-        f"the key was destroyed {as_datetime(destroyed.erased_us):%Y-%m-%d %H:%M:%S} UTC",
-        f"the fact is at position {position} of the log",
-        f"{dropped} snapshots that may have held their data were removed",
-        *(f"{name} has read the fact" for name in finished),
-    ]
-    if is_clean:
-        done.append("the files hold no bytes of what was deleted")
-    else:
-        waiting.append("a reader keeps old pages in the write-ahead log: end it (a backup, a sqlite3 shell), then erase again")
+    waiting = await _wait_for_builds(store, position, until)
+    finished, behind = await _wait_for_groups(store, position, until)
+    waiting += behind
+    if not await store.rewrite():
+        waiting.append("a reader keeps old pages of the file: end it (a backup, a sqlite3 shell)")
     return ErasureReceipt(
-        subject, destroyed.erased_us, destroyed.reason, position, fact.id, destroyed.is_repeated, tuple(done), tuple(waiting)
+        subject,
+        destroyed.erased_us,
+        destroyed.reason,
+        position,
+        fact.id,
+        destroyed.is_repeated,
+        _done(destroyed, position, dropped, finished),
+        tuple(f"{sentence}; then erase again" for sentence in waiting),
+    )
+
+
+def _done(destroyed: Destroyed, position: int, dropped: int, finished: Sequence[str]) -> tuple[str, ...]:
+    return (
+        f"the key was destroyed at {as_datetime(destroyed.erased_us):%Y-%m-%d %H:%M:%S} UTC",
+        f"the fact is at position {position} of the log",
+        f"sealed snapshots removed: {dropped}",
+        *(f"{name} has read the fact" for name in finished),
     )
 
 
@@ -92,8 +102,8 @@ def _fact(destroyed: Destroyed, source: str) -> Envelope:
     """The same envelope each time, so that it is stored once."""
     at = as_datetime(destroyed.erased_us).isoformat()
     return Envelope(
-        id=derived_id(destroyed.erased_us, ERASED_TYPE, destroyed.subject),
-        type=ERASED_TYPE,
+        id=derived_id(destroyed.erased_us, ERASED, destroyed.subject),
+        type=ERASED,
         data=msgspec.json.encode({"subject": destroyed.subject, "reason": destroyed.reason, "erased_at": at}),
         key=destroyed.subject,
         source=source,
@@ -119,22 +129,51 @@ async def _drop_sealed_states(store: Store) -> int:
     return count
 
 
-async def _wait_for_readers(store: Store, position: int, wait_s: float) -> tuple[list[str], list[str]]:
+async def _wait_for_builds(store: Store, position: int, until: float) -> list[str]:
+    """For each build of a projection that holds personal data and has not read the fact, a sentence."""
+    waiting = await _builds_behind(store, position)
+    while any(can_wait for _, can_wait in waiting) and monotonic() < until:
+        await store.changed(LOOK_S)
+        await asyncio.sleep(LOOK_S)
+        waiting = await _builds_behind(store, position)
+    return [sentence for sentence, _ in waiting]
+
+
+async def _builds_behind(store: Store, position: int) -> list[tuple[str, bool]]:
+    behind: list[tuple[str, bool]] = []
+    for state in await store.states(builds.OWNER):
+        row, name = builds.row_of(state), state.id
+        if any(ERASED in build.types for build in row.old):
+            behind.append(
+                (f"projection {name} keeps its old build, which is told nothing: `trilogue projections drop {name}`", False)
+            )
+        if row.next is not None and ERASED in row.next.types and row.next.position < position:
+            stands = row.paused or row.next.state == "failed"
+            behind.append((f"projection {name} is being built and not yet there: see `trilogue projections list`", not stands))
+    return behind
+
+
+async def _wait_for_groups(store: Store, position: int, until: float) -> tuple[list[str], list[str]]:
     """The groups that have read the fact; and for each that has not, a sentence."""
-    groups = {group.name: group for group in (await store.status()).groups if matches_any(group.patterns, ERASED_TYPE)}
+    groups = [group for group in (await store.status()).groups if matches_any(group.patterns, ERASED)]
     finished: list[str] = []
     waiting: list[str] = []
-    until = monotonic() + wait_s
-    for name, group in groups.items():
+    for group in groups:
         try:
-            while not await store.handled(name, position) and group.workers and monotonic() < until:
-                await store.changed(LOOK_S)
-            if await store.handled(name, position):
-                finished.append(name)
+            if await _has_read(store, group, position, until):
+                finished.append(group.name)
             elif group.workers:
-                waiting.append(f"{name} is still behind: erase again when it has caught up")
+                waiting.append(f"{group.name} is still behind")
             else:
-                waiting.append(f"{name} has not read the fact, because nobody works for it: run it, then erase again")
+                waiting.append(f"{group.name} has not read the fact, because nobody works for it: run it")
         except HandlerFailed:
-            waiting.append(f"{name} failed to handle the fact: see `trilogue dead list --group {name}`, then erase again")
+            waiting.append(f"{group.name} failed to handle the fact: see `trilogue dead list --group {group.name}`")
     return finished, waiting
+
+
+async def _has_read(store: Store, group: GroupStatus, position: int, until: float) -> bool:
+    while not await store.handled(group.name, position):
+        if not group.workers or monotonic() > until:
+            return False
+        await store.changed(LOOK_S)
+    return True

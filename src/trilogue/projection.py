@@ -22,6 +22,7 @@ from trilogue.ports import Db, Transaction
 from trilogue.retry import Retry
 
 ERASED = "trilogue.subject.erased"
+PROJECTED = "__trilogue_projection__"  # on a function: the pattern and options it was declared with
 BATCH = 500
 MOST_VERSION = 2**31 - 1
 TEXTS = 1_000

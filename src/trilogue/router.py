@@ -1,5 +1,6 @@
 """What services register themselves on: `@router.on` above their handlers, `@router.setup` above what makes their tables."""
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, ParamSpec, TypeVar, overload
 
@@ -9,6 +10,7 @@ from trilogue.handlers import check_options
 from trilogue.instances import registration
 from trilogue.ports import Db
 from trilogue.process import Process
+from trilogue.projection import PROJECTED
 from trilogue.retry import Retry
 from trilogue.schema.known import classes_of
 
@@ -147,6 +149,8 @@ class Router:
 
         def register(function: Callable[P, R]) -> Callable[P, R]:
             self.projection_functions.append((function, pattern, options))
+            if inspect.isfunction(function):  # a test may begin with the function alone
+                setattr(function, PROJECTED, (pattern, options))
             return function
 
         return register

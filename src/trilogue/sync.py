@@ -17,9 +17,10 @@ from trilogue.deciding import Decided
 from trilogue.durations import Duration
 from trilogue.errors import Unavailable
 from trilogue.events import Receipt, Record
-from trilogue.instances import LISTED, ProcessInstance
 from trilogue.history import Difference, Entry, Place, Traced
+from trilogue.instances import LISTED, ProcessInstance
 from trilogue.ports import Db
+from trilogue.privacy import ErasureReceipt
 from trilogue.stream import ATTEMPTS, Loaded, Together
 
 if TYPE_CHECKING:
@@ -91,6 +92,10 @@ class SyncApp:
     def publish_many(self, events: Sequence[object]) -> list[Receipt]:
         """App.publish_many()."""
         return self._wait(self._app.publish_many(events))
+
+    def erase(self, subject: str, *, reason: str, timeout: Duration = "10s") -> ErasureReceipt:
+        """App.erase()."""
+        return self._wait(self._app.erase(subject, reason=reason, timeout=timeout))
 
     def cancel(self, receipt: Receipt) -> bool:
         """App.cancel()."""

@@ -5,6 +5,7 @@ watch_progress a task: a group has work and has finished nothing for a minute
 """
 
 import asyncio
+import inspect
 import logging
 import sys
 import threading
@@ -27,7 +28,8 @@ class LoopWatch:
 
     def __init__(self, runners: Sequence[Runner], *, blocked_s: float = BLOCKED_S) -> None:
         self._blocked_s = blocked_s
-        self._names = {code: r.name for r in runners if (code := getattr(r.sub.handler, "__code__", None)) is not None}
+        handlers = {r.name: inspect.unwrap(r.sub.handler) for r in runners}
+        self._names = {code: name for name, each in handlers.items() if (code := getattr(each, "__code__", None)) is not None}
         self._loop = asyncio.get_running_loop()
         self._loop_thread = threading.get_ident()
         self._turned = time.monotonic()

@@ -6,8 +6,8 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
-import pytest
 import old_shop
+import pytest
 from old_shop import HELD, LOG, PLACED, STREAM, TIMERS, Placed, Shipped
 
 from trilogue import Aggregate, App, Context, Db, Decider, Record, to_cloudevent

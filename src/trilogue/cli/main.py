@@ -21,7 +21,7 @@ from typing import Annotated
 
 from cyclopts import App, CycloptsError, Parameter, UnknownCommandError
 
-from trilogue.cli import act, bench, demo, processes, projections, publish, run, schema, show, streams
+from trilogue.cli import act, bench, demo, erase, processes, projections, publish, run, schema, show, streams
 from trilogue.cli.output import flush, note, redacted, safe
 from trilogue.errors import TrilogueError, WiringError
 
@@ -54,6 +54,7 @@ cli.command(act.replay)
 cli.command(store_streams)
 cli.command(streams.trace)
 cli.command(snapshots)
+cli.command(erase.erase_subject, name="erase")
 cli.command(groups)
 cli.command(sagas)
 cli.command(tables)
@@ -65,6 +66,7 @@ dead.command(act.dead_redrive, name="redrive")
 dead.command(act.dead_drop, name="drop")
 groups.command(act.groups_drop, name="drop")
 store_streams.command(streams.show, name="show")
+store_streams.command(streams.state, name="state")
 store_streams.command(streams.close, name="close")
 store_streams.command(streams.truncate, name="truncate")
 snapshots.command(streams.snapshots_list, name="list")

@@ -1,24 +1,28 @@
 """Commands for the event store side: `streams`, `trace`, `snapshots`.
 
 streams show account-ACC001         its history: version, when, who, why, what
+streams state account-ACC001 --app bank:app --version 3        what it was, and with --against what changed since
 streams close account-ACC001        nothing is appended to it any more
 trace 01a2047b-cabe-7000-…          what led to what, as a tree
 snapshots list                      states that are kept; nothing depends on them
 """
 
 import json
+from datetime import datetime
 from typing import Annotated, Any
 
 import msgspec
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
-from trilogue.cli.act import Yes, confirm
+from trilogue import App
+from trilogue.cli.act import Yes, confirm, seek_to
+from trilogue.cli.load import load_app
 from trilogue.cli.log import DEFAULT_LOG, Json, Log, opened
 from trilogue.cli.output import note, record_fields, safe, say, say_json, say_table, shown, stamp
 from trilogue.cli.show import MOST
-from trilogue.errors import BadOption, TrilogueError
-from trilogue.events import Record
+from trilogue.errors import BadOption, TrilogueError, UnknownEvent
+from trilogue.events import Record, as_datetime, now_us
 from trilogue.history import Traced, traced
 from trilogue.ports import Query, Store
 from trilogue.rehydrate import OWNER, SEPARATOR, pages
@@ -57,6 +61,59 @@ def _row(record: Record) -> tuple[str, ...]:
     said = record.extensions or {}
     who, why = str(said.get("who") or record.source), str(said.get("why") or "-")
     return (str(record.version), stamp(record.recorded_us), record.type, who, why, shown(record.data))
+
+
+async def state(
+    stream: Stream,
+    /,
+    *,
+    app: Annotated[str, Parameter(help="MODULE:APP that knows the aggregate: app.knows(Account).")],
+    version: Version | None = None,
+    position: Version | None = None,
+    at: Annotated[str | None, Parameter(help="A recorded time as 2026-01-31T12:00Z, or 2h-ago.")] = None,
+    against: Annotated[Version | None, Parameter(help="Also print what changed up to this version.")] = None,
+    json: Json = False,
+) -> None:
+    """Print the state of a stream as it is, or as it was at a version, a position or a time."""
+    loaded = load_app(app)
+    model, id = model_of(loaded, stream)
+    moment = None if at is None else _moment(at)
+    async with loaded:
+        found = await loaded.load(model, id, version=version, position=position, at=moment)
+        changed = None if against is None else await loaded.diff(model, id, found.version, against)
+    fields = {"stream": stream, "version": found.version, "state": _plain(getattr(found, "state", found))}
+    if changed is not None:
+        fields["changes"] = {name: [_plain(was), _plain(now)] for name, (was, now) in changed.changes.items()}
+    if json:
+        say_json(fields)
+        return
+    say(f"{safe(stream)} at version {found.version:,}: {shown(msgspec.json.encode(fields['state']))}")
+    for name, (was, now) in fields.get("changes", {}).items():
+        say(f"  {safe(name)}: {shown(msgspec.json.encode(was))} -> {shown(msgspec.json.encode(now))}")
+
+
+def model_of(app: App, stream: str) -> tuple[Any, str]:
+    """The Aggregate or Decider that an app knows for a stream, and the id; raises UnknownEvent."""
+    patterns = []
+    for model in app.models:
+        pattern = getattr(model, "stream_pattern", None) or getattr(model, "stream", "")
+        before, _, after = pattern.partition("{id}")
+        if pattern and stream.startswith(before) and stream.endswith(after) and len(stream) > len(before) + len(after):
+            return model, stream.removeprefix(before).removesuffix(after)
+        patterns += [pattern] if pattern else []
+    known = f"its streams are {', '.join(patterns)}" if patterns else "it names none: app.knows(Account)"
+    raise UnknownEvent(f"the app knows no aggregate for the stream {stream!r}: {known}")
+
+
+def _moment(text: str) -> datetime:
+    place = seek_to(text, now_us())
+    if place.time_us is None:
+        raise BadOption(f"--at {text!r} is no time: expected 2026-01-31T12:00Z, or 2h-ago")
+    return as_datetime(place.time_us)
+
+
+def _plain(value: Any) -> Any:
+    return msgspec.to_builtins(value, enc_hook=str)
 
 
 async def close(

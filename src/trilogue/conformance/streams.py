@@ -16,6 +16,7 @@ from trilogue.conformance.tools import (
     raises,
     same,
     take,
+    until,
 )
 from trilogue.errors import Conflict, StreamClosed
 from trilogue.events import Envelope, Record, new_id, now_us
@@ -206,19 +207,21 @@ async def promise_trim_of_streams(make_store: MakeStore) -> None:
         await store.truncate_stream("s", 4)
         same(await store.trim(keep=1), 0, "trimmed while the group has finished nothing")
         await answer(store, [d for d in await take(store, "readers", 8) if d.record.version != 2])
-        same(await store.trim(keep=1), 1, "trimmed while the group holds the second record")
-        await drain(store, "readers", 0)
-        await answer(store, await store.claim("readers", limit=10, wait_s=0))
+        same(await store.trim(keep=1), 2, "trimmed while the group holds the second record of each")
         await store.leave()
         await store.bind([READERS])
-        await drain(store, "readers", 1)
-        await store.trim(keep=1)
-        same(data(await store.read(Query())), [4, 5, 11, 12, 13], "what is left: nothing hidden, all that is shown")
+        same(numbers(await drain(store, "readers", 2)), [2, 12], "what the group still had to do")
+        await until(lambda: _trims_to(store, [4, 5, 11, 12, 13]), "nothing hidden is left, all that is shown is")
         same(await store.trim(keep=1, streams=True, force=True), 3, "trimmed by force, streams too")
         same(data(await store.read(Query())), [5, 13], "what is left: the newest of each stream")
         await raises(Conflict, store.append([envelope(99)], expected=("s", 0)), "as if it were new")
         await store.append([envelope(6)], expected=("s", 5))
         same(await versions(store, "s"), [5, 6], "versions count on after trimming")
+
+
+async def _trims_to(store: Store, left: list[int]) -> bool:
+    await store.trim(keep=1)
+    return data(await store.read(Query())) == left
 
 
 # ── tags ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -243,7 +246,7 @@ async def promise_one_decision_wins(make_store: MakeStore) -> None:
 
 @promise(Feature.EXPECTED, Feature.HISTORY)
 async def promise_unless_sees_what_it_says(make_store: MakeStore) -> None:
-    """`unless` finds a record with all the tags, of one of the types, after its position, and no other; nothing is then stored."""
+    """Nothing is stored if a record is there that `unless` describes: all the tags, one of the types, after its position."""
     async with Bench(make_store) as bench:
         store = await bench.open()
         await store.append([tagged(1, "course:c", "student:s")])

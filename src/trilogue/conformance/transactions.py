@@ -220,7 +220,8 @@ async def promise_named_timers_survive(make_store: MakeStore) -> None:
             await store.transact(lambda tx, n=n, name=name: tx.schedule(envelope(n), due, name=name))  # type: ignore[misc]
         await bench.crash(store)
         store = await bench.open()
-        await store.transact(lambda tx: (tx.cancel("cancelled"), tx.schedule(envelope(4), due + DAY_US, name="moved")))
+        await store.transact(lambda tx: tx.cancel("cancelled"))
+        await store.transact(lambda tx: tx.schedule(envelope(4), due + DAY_US, name="moved"))
         others = [store, *([await bench.open()] if Feature.SHARED in store.features else [])]
         for each in others:
             await each.bind([READERS])

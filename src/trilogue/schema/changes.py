@@ -69,6 +69,8 @@ class _Compared:
         self.seen.add((id(was), id(now)))
         if "properties" in was and "properties" in now:
             yield from self.objects(was, now, at)
+        if "prefixItems" in was and "prefixItems" in now:
+            yield from self.objects(_by_place(was), _by_place(now), at)
         if "anyOf" in was or "anyOf" in now:
             yield from self.unions(was, now, at)
             return
@@ -116,6 +118,12 @@ class _Compared:
         return not list(_Compared(self.was, self.now, self.seen).nodes(was, now, ""))
 
 
+def _by_place(node: Form) -> Form:
+    """A list with a type for each place, as an object with the places for names."""
+    places = [f"{n:03d}" for n in range(len(node["prefixItems"]))]
+    return {"properties": dict(zip(places, node["prefixItems"], strict=True)), "required": places[: node.get("minItems", 0)]}
+
+
 def _required(path: str, said: str) -> Difference:
     return Difference(path, "required", said)
 
@@ -129,7 +137,7 @@ def _followed(node: Any, document: Form) -> Any:
 def _rest(node: Form) -> Form:
     """What is compared as it stands: neither fields, which are compared one by one, nor what says nothing of the type."""
     nested = [part for part in ("properties", "items", "additionalProperties") if isinstance(node.get(part), dict)]
-    silent = ("required", "default", "$defs", *nested)
+    silent = ("required", "default", "$defs", *nested, *(("minItems", "prefixItems") if "prefixItems" in node else ()))
     return {name: value for name, value in node.items() if name not in silent} | dict.fromkeys(nested, True)
 
 

@@ -16,7 +16,8 @@ from typing import Any
 import msgspec
 import msgspec.inspect
 
-from trilogue.codec import Coder
+from trilogue.codec import Coder, coder
+from trilogue.errors import UnknownEvent
 
 Form = dict[str, Any]
 _NOISE = {"title", "description", "examples", "$comment", "$defs", "discriminator", "deprecated"}
@@ -26,9 +27,17 @@ _NESTED = ("items", "additionalProperties", "propertyNames")
 _TIMES = {msgspec.inspect.DateTimeType: "date-time", msgspec.inspect.TimeType: "time"}
 
 
-@lru_cache(maxsize=4096)
 def form_of(code: Coder) -> Form:
-    """What is promised of a version: its key, tags and personal fields, and its JSON Schema without any names of ours."""
+    """What is promised of a version: its key, tags and personal fields, and its JSON Schema without any names of ours.
+
+    Raises UnknownEvent for a class with a default that cannot be written down.
+    """
+    return _form_of(code.cls)
+
+
+@lru_cache(maxsize=4096)
+def _form_of(cls: Any) -> Form:
+    code = coder(cls)
     mark = code.mark
     return {
         "version": code.version,
@@ -36,7 +45,8 @@ def form_of(code: Coder) -> Form:
         "tags": sorted(mark.tags),
         "subject": mark.subject,
         "personal": sorted(mark.personal),
-        "schema": _Plain().document(_json_schema(code.cls)),
+        # As it will come back from a file: a default may be a tuple.
+        "schema": msgspec.json.decode(msgspec.json.encode(_Plain().document(_json_schema(cls)))),
     }
 
 
@@ -51,7 +61,13 @@ def _json_schema(cls: Any) -> Form:
     if hasattr(cls, "model_json_schema"):
         return _pydantic_schema(cls)
     objects = _objects(msgspec.inspect.type_info(cls))
-    refs, components = msgspec.json.schema_components(tuple(objects), schema_hook=_pydantic_schema)
+    try:
+        refs, components = msgspec.json.schema_components(tuple(objects), schema_hook=_nested_schema)
+    except TypeError as error:  # a default that is an object of a class msgspec does not know
+        raise UnknownEvent(
+            f"{cls.__qualname__} has no schema: {error}; expected types that JSON has, and for a default that is an object "
+            "field(default_factory=...)"
+        ) from error
     for ref, found in zip(refs, objects.values(), strict=True):
         _say_times(_target(ref["$ref"], components), found)
     return {**refs[0], "$defs": components}
@@ -93,9 +109,13 @@ def _scalars(info: Any) -> Iterator[msgspec.inspect.Type]:
         yield from _scalars(part)
 
 
-def _pydantic_schema(cls: Any) -> Form:
+def _nested_schema(cls: Any) -> Form:
     if not hasattr(cls, "model_json_schema"):
-        return {}
+        raise NotImplementedError
+    return _pydantic_schema(cls)
+
+
+def _pydantic_schema(cls: Any) -> Form:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of defaults that are no JSON: they are left out, and nothing is lost
         schema: Form = cls.model_json_schema(schema_generator=_pydantic_generator())

@@ -49,7 +49,7 @@ def check_envelope(envelope: Envelope, payload_bytes: int) -> None:
         raise Rejected(f"the key of event {envelope.type!r} has {len(envelope.key)} characters, the limit is {KEY_CHARS}")
     if not 0 < len(envelope.id) <= ID_CHARS:
         raise Rejected(f"an event's id has 1 to {ID_CHARS} characters, this one of type {envelope.type!r} has {len(envelope.id)}")
-    if len(envelope.tags) > TAGS or any(len(tag) > TAG_CHARS for tag in envelope.tags):
+    if envelope.tags and (len(envelope.tags) > TAGS or max(map(len, envelope.tags)) > TAG_CHARS):
         raise Rejected(f"event {envelope.type!r} has tags beyond the limit: at most {TAGS} of {TAG_CHARS} characters")
     e = envelope
     if (e.type, e.source) not in _CHECKED or not _is_plain(e):
@@ -245,7 +245,8 @@ def _refused(sql: Sql, types: Types, stream: str, expected: int, version: int, *
         by = str((record.extensions or {}).get("who") or record.source)
         last = f"version {version} is {record.type!r}, written by {by} at {record.recorded:%Y-%m-%d %H:%M:%S.%f} UTC"
     if is_closed:
-        return StreamClosed(f"stream {stream!r} is closed at version {version}: nothing is appended to it any more; {last}")
+        told = f"stream {stream!r} is closed at version {version}: nothing is appended to it any more; {last}"
+        return StreamClosed(told, stream=stream, expected=expected, actual=version, by=by)
     return Conflict(
         f"stream {stream!r} has version {version}, expected was {expected}; {last}: load it again and decide again",
         stream=stream,
@@ -269,6 +270,8 @@ def same_or_conflict(sql: Sql, types: Types, row: Any, envelope: Envelope, strea
 
 def _repeated(sql: Sql, types: Types, envelopes: Sequence[Envelope], stream: str, expected: int) -> list[int] | None:
     """The positions, if exactly this append was done before: a writer that never got the answer asks again."""
+    if not envelopes:
+        return None
     positions = []
     for n, envelope in enumerate(envelopes, 1):
         there = sql.rows(

@@ -3,18 +3,11 @@
     video.db         "sealed:1:dTc:W3qx…"                      subject u7, nonce and ciphertext, each in base64
     video.db-keys    u7 | key (null: erased) | made_us | erased_us, reason        mode 0600, made with the first sealed value
 
-A value is sealed with AES-256-GCM and opens with the same key, for the same event and field only. Its nonce is a keyed hash of
-what is sealed and where: no two values share one, and sealing the same event again gives the same bytes, so that a repeated
-publish is still seen to be a repetition.
-
 A key is durable before the first value sealed with it leaves here. A key that another process destroyed is noticed by the
 change counter in the file's header, which is looked at before each use.
 """
 
-import base64
-import binascii
 import contextlib
-import hmac
 import os
 import threading
 from collections import OrderedDict
@@ -24,14 +17,13 @@ from typing import Any
 
 import apsw
 
-from trilogue.errors import DecodeError, Rejected, Unavailable, Unsupported
+from trilogue.errors import DecodeError, Rejected, Unavailable
 from trilogue.events import now_us
-from trilogue.sealing import PREFIX
+from trilogue.stores.cipher import KEY_BYTES, Key, cryptography, joined, parted
 from trilogue.stores.sqlite import BUSY_MS, OpenFiles, translate
 
 APPLICATION_ID = 0x7472696B  # "trik"
 KEYS_CACHED = 10_000
-NONCE_BYTES = 12
 COUNTER_AT, COUNTER_BYTES = 24, 4  # the change counter in the header of an SQLite file
 READ_BYTES = 1 << 20
 STATES = "\x00states"  # no subject begins so
@@ -72,38 +64,6 @@ class Destroyed:
     is_repeated: bool
 
 
-class _Key:
-    __slots__ = ("_cipher", "_nonces")
-
-    def __init__(self, key: bytes) -> None:
-        self._cipher = _aes_gcm()(key[:32])
-        self._nonces = key[32:]
-
-    def seal(self, plain: bytes, about: bytes) -> bytes:
-        nonce = hmac.digest(self._nonces, len(about).to_bytes(8, "big") + about + plain, "sha256")[:NONCE_BYTES]
-        return nonce + bytes(self._cipher.encrypt(nonce, plain, about))
-
-    def unseal(self, sealed: bytes, about: bytes) -> bytes | None:
-        """The plain bytes; None if they were not sealed like this."""
-        from cryptography.exceptions import InvalidTag
-
-        try:
-            return bytes(self._cipher.decrypt(sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], about))
-        except (InvalidTag, ValueError):
-            return None
-
-
-def _aes_gcm() -> Any:
-    # Imported with the first key: who seals nothing need not have it.
-    try:
-        from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-    except ImportError as error:
-        raise Unsupported(
-            "personal data is sealed with the package cryptography, which is not installed: pip install 'trilogue[privacy]'"
-        ) from error
-    return AESGCM
-
-
 class Keyring:
     """sealing.Keys in a file, callable from any thread; the file is opened, or made, when it is needed first."""
 
@@ -114,7 +74,7 @@ class Keyring:
         self._pid = 0
         self._seen = b""
         self._erasures = 0
-        self._cache: OrderedDict[str, _Key | None] = OrderedDict()
+        self._cache: OrderedDict[str, Key | None] = OrderedDict()
         self._is_together = False
 
     def open(self, path: str) -> None:
@@ -142,17 +102,15 @@ class Keyring:
 
     def seal(self, subject: str, plain: bytes, about: bytes) -> str:
         """Seal a value of somebody, whose key is made if it is the first one; raises Rejected for the erased."""
-        with self._at_work():
-            key = self._key(subject, make=True)
+        key = self._find(subject, make=True)
         if key is None:
             raise Rejected(f"{subject!r} has been erased: nothing personal of theirs can be stored any more")
-        return f"{PREFIX}{_encoded(subject.encode())}:{_encoded(key.seal(plain, about))}"
+        return joined(subject, key.seal(plain, about))
 
     def unseal(self, sealed: str, about: bytes) -> bytes | None:
         """The value again, None if the person was erased; raises DecodeError for what was not sealed like this."""
-        subject, value = _parts(sealed)
-        with self._at_work():
-            key = self._key(subject)
+        subject, value = parted(sealed)
+        key = self._find(subject)
         if key is None:
             return None
         plain = key.unseal(value, about)
@@ -224,7 +182,7 @@ class Keyring:
         self._begin()
         try:
             self._rows("update keys set key = null, erased_us = ?, reason = ? where subject = ?", (erased_us, reason, subject))
-            self._rows("update keys set key = ? where subject = ?", (os.urandom(64), STATES))
+            self._rows("update keys set key = ? where subject = ?", (os.urandom(KEY_BYTES), STATES))
             self._rows("update erasures set n = n + 1")
             self._commit()
         except BaseException:
@@ -238,10 +196,10 @@ class Keyring:
             self._rows("vacuum")
 
     def _is_in_file(self, key: bytes) -> bool:
-        parts = [key[n : n + 16] for n in range(0, len(key), 16)]
+        quarters = [key[n : n + 16] for n in range(0, len(key), 16)]
         tail, at = b"", 0
         while read := os.pread(self._file, READ_BYTES, at):
-            if any(part in tail + read for part in parts):
+            if any(quarter in tail + read for quarter in quarters):
                 return True
             tail, at = read[-16:], at + len(read)
         return False
@@ -257,7 +215,15 @@ class Keyring:
                 self._rollback()
                 raise translate(error, self.path) from error
 
-    def _key(self, subject: str, *, make: bool = False) -> _Key | None:
+    def _find(self, subject: str, *, make: bool = False) -> Key | None:
+        with _TURN:
+            if subject in self._cache and self._counter() == self._seen and os.getpid() == self._pid:  # nearly always
+                self._cache.move_to_end(subject)
+                return self._cache[subject]
+            with self._at_work():
+                return self._key(subject, make=make)
+
+    def _key(self, subject: str, *, make: bool = False) -> Key | None:
         """Somebody's key, None if it was destroyed; raises DecodeError if there never was one and none is to be made."""
         if self._opened(make=make) is not None:
             self._notice()
@@ -271,10 +237,10 @@ class Keyring:
             f"there is no key for {subject!r} in {self.path}: the value was sealed with another keys file, put that one there"
         )
 
-    def _remember(self, subject: str, key: bytes | None) -> _Key | None:
+    def _remember(self, subject: str, key: bytes | None) -> Key | None:
         if len(self._cache) >= KEYS_CACHED:
             self._cache.popitem(last=False)
-        found = self._cache[subject] = None if key is None else _Key(key)
+        found = self._cache[subject] = None if key is None else Key(key)
         return found
 
     def _row(self, subject: str) -> Any:
@@ -282,12 +248,12 @@ class Keyring:
         return rows[0] if rows else None
 
     def _make(self, subject: str) -> Any:
-        _aes_gcm()
+        cryptography()
         self._begin()
         try:
             # Another process may have been faster: then its key is the one.
             put = "insert into keys (subject, key, made_us) values (?, ?, ?) on conflict do nothing"
-            self._rows(put, (subject, os.urandom(64), now_us()))
+            self._rows(put, (subject, os.urandom(KEY_BYTES), now_us()))
             row = self._row(subject)
             if not self._is_together:
                 self._commit()
@@ -387,27 +353,3 @@ class Keyring:
             self._rows(f"pragma application_id = {APPLICATION_ID}")
         elif owner != APPLICATION_ID:
             raise Unavailable(f"{self.path} is no keys file of trilogue: move it away, or use another name for the log")
-
-
-# ── sealed values as text ────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def _encoded(value: bytes) -> str:
-    return base64.urlsafe_b64encode(value).rstrip(b"=").decode()
-
-
-def _parts(sealed: str) -> tuple[str, bytes]:
-    """Whose it is, and the nonce and ciphertext."""
-    try:
-        subject, value = sealed.removeprefix(PREFIX).split(":")
-        parts = _decoded(subject).decode(), _decoded(value)
-    except (ValueError, binascii.Error) as error:
-        raise DecodeError("a sealed value is not complete: expected sealed:1:SUBJECT:VALUE as it was written") from error
-    # Written in one way only: base64 has bits that mean nothing.
-    if sealed != f"{PREFIX}{_encoded(parts[0].encode())}:{_encoded(parts[1])}":
-        raise DecodeError("a sealed value was changed: expected sealed:1:SUBJECT:VALUE as it was written")
-    return parts
-
-
-def _decoded(text: str) -> bytes:
-    return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))

@@ -204,6 +204,11 @@ def _conditions(sql: Sql, types: Types, query: Query) -> tuple[str, list[Any]]:
         parts.append(("r.id = ?", [query.id]))
     if query.before is not None:
         parts.append(("r.position < ?", [query.before]))
+    if query.key is not None:  # what leads the way is read by its own index, the others only sieve
+        parts += [("r.correlation = ?", [query.correlation])] if query.correlation is not None else []
+    if query.key is not None or query.correlation is not None:
+        has_tag = "exists (select 1 from trilogue_tags t where t.tag = ? and t.position = r.position)"
+        parts += [(has_tag, [tag]) for tag in query.tags]
     if query.stream is not None:
         parts.append(("r.stream = ?", [query.stream]))
         if first := first_version(sql, query.stream):

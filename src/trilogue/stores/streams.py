@@ -18,6 +18,7 @@ OWNER = "stream"
 
 def close(sql: Sql, types: Types, tx: SqlTransaction, stream: str, reason: str) -> int:
     """Let nothing be appended to a stream any more; returns its version."""
+    types.check_heads(sql)
     version, is_closed = stream_head(sql, types, stream)
     if not is_closed:
         _note(tx, stream, {"closed": reason})
@@ -27,6 +28,7 @@ def close(sql: Sql, types: Types, tx: SqlTransaction, stream: str, reason: str) 
 
 def truncate(sql: Sql, types: Types, tx: SqlTransaction, stream: str, before: int) -> None:
     """Hide the records below a version; raises Conflict if that would hide the newest."""
+    types.check_heads(sql)
     version, _ = stream_head(sql, types, stream)
     if not 1 <= before <= version:
         raise Conflict(

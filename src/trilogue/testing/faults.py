@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from trilogue.builds import projection_of
 from trilogue.errors import TrilogueError
 from trilogue.events import Delivery, Group, InTransaction, Settlement
 from trilogue.handlers import Subscription
@@ -30,6 +31,12 @@ class Fault:
 
     kind: Kind
     error: BaseException | type[BaseException] | None = None
+
+
+def fault_key(group: str) -> str:
+    """Whose faults a group takes: those of a projection go from one build to the next."""
+    name = projection_of(group)
+    return group if name is None else f"projection.{name}"
 
 
 class Undone(TrilogueError):
@@ -62,7 +69,7 @@ class FaultyStore:
 
     def take(self, group: str, *kinds: Kind) -> Fault | None:
         """The next fault of a group, if it is of one of these kinds."""
-        waiting = self.faults[group]
+        waiting = self.faults[fault_key(group)]
         return waiting.popleft() if waiting and waiting[0].kind in kinds else None
 
     async def rise(self) -> None:
@@ -94,6 +101,11 @@ class FaultyStore:
         """Declare groups."""
         await self.real.bind(groups, work=work)
         self.groups |= {group.name for group in groups if work}
+
+    async def unbind(self, group: str) -> None:
+        """Stop working for one group."""
+        await self.real.unbind(group)
+        self.groups.discard(group)
 
     async def claim(self, group: str, *, limit: int, wait_s: float) -> list[Delivery]:
         """Lend deliveries, and count them."""

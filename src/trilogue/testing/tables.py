@@ -8,7 +8,7 @@ from trilogue.errors import BadOption
 from trilogue.events import event_type
 from trilogue.patterns import matches_any
 from trilogue.ports import Db
-from trilogue.projection import Projection, create_tables, fold_into, projection
+from trilogue.projection import PROJECTED, Projection, create_tables, fold_into, projection
 from trilogue.stores.sqlite import ApswSql, connect
 from trilogue.stores.userdb import UserDb
 from trilogue.testing.told import Story, stored
@@ -63,7 +63,7 @@ class GivenTables:
 
 def _declared(function: Callable[..., Any]) -> Projection:
     """What @app.projection said of a function."""
-    said = getattr(function, "__trilogue_projection__", None)
+    said = getattr(function, PROJECTED, None)
     if said is None:
         raise BadOption(
             f"{function!r} is nothing to begin a test with: expected an Aggregate, a Decider, a Decision, a Process, or a "

@@ -17,15 +17,18 @@ from datetime import datetime
 from typing import Any, TypeVar, cast, overload
 
 from trilogue import App
+from trilogue.builds import projection_of
 from trilogue.codec import coder
 from trilogue.durations import Duration, microseconds, readable, seconds
 from trilogue.errors import BadOption, TimedOut, Unavailable, UnknownEvent, Unsupported
 from trilogue.events import Receipt, Record, as_datetime, event_type, now_us, set_clock
 from trilogue.ports import DeadLetter, Query, Scheduled, Store
+from trilogue.process import TIMER_TYPE, wiring_of
 from trilogue.runner import around
 from trilogue.stores import open_store
 from trilogue.testing import inside
-from trilogue.testing.faults import Fault, FaultyStore
+from trilogue.testing.building import building, live_groups
+from trilogue.testing.faults import Fault, FaultyStore, fault_key
 
 E = TypeVar("E")
 Handler = str | Callable[..., Any]
@@ -87,6 +90,7 @@ class World:
         self._store = store
         self._began_at = 0
         self._is_up = asyncio.Event()
+        self._is_ending = False
         self._life: asyncio.Task[None] | None = None
 
     # ── its life ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -103,6 +107,7 @@ class World:
 
     async def end(self) -> None:
         """Stop the app; simulated() does it."""
+        self._is_ending = True
         self._store.over.set()
         if self._life is not None:
             await self._life
@@ -112,7 +117,8 @@ class World:
         while True:
             async with self.app.running(grace=0):
                 self._is_up.set()
-                await self._store.over.wait()
+                if not self._is_ending:
+                    await self._store.over.wait()
                 self._is_up.clear()
             if not self._store.is_dead:
                 return
@@ -146,12 +152,13 @@ class World:
         # In this order: what is in flight is unfinished in the tables too, and nothing new comes of what is finished there.
         due_us = await self._next_due()
         is_due = due_us is not None and due_us <= now_us()
-        if is_due or self._store.out.total() or not self._is_up.is_set():
+        if is_due or await building(self._store.real, self.app.declared) or self._store.out.total() or not self._is_up.is_set():
             return False
         return inside.is_informed(self._store.real)
 
     async def _next_due(self) -> int | None:
-        return await inside.next_due(self._store.real, sorted(self._store.groups))
+        live = await live_groups(self._store.real, self.app.declared)
+        return await inside.next_due(self._store.real, sorted({*self._store.groups, *live}))
 
     async def _still_busy(self, within: Duration) -> str:
         out = {group: count for group, count in self._store.out.items() if count}
@@ -182,7 +189,8 @@ class World:
     def fail(self, handler: Handler, *, times: int = 1, error: BaseException | type[BaseException] | None = None) -> None:
         """Let a handler raise, before it does anything, the next `times` it is called.
 
-        handler: its group, or the function. error: what it raises; a RuntimeError if not given. Raises BadOption.
+        handler: its group, the function, or the Process class; of a projection the name too, which fails live and not while it
+        is built. error: what it raises; a RuntimeError if not given. Raises BadOption.
         """
         raised = RuntimeError("made to fail by the test") if error is None else error
         self._break(handler, *(Fault("fail", raised) for _ in range(times)))
@@ -216,7 +224,7 @@ class World:
         await inside.deliver_again(self._store.real, group, found[0])
 
     def _break(self, handler: Handler, *faults: Fault) -> None:
-        self._store.faults[self._group(handler)].extend(faults)
+        self._store.faults[fault_key(self._group(handler))].extend(faults)
 
     def _group(self, handler: Handler) -> str:
         """The group of a handler; raises BadOption naming those there are."""
@@ -226,6 +234,12 @@ class World:
         for sub in self.app.subscriptions:
             if sub.handler == handler:
                 return sub.group.name
+        for model, options in self.app.process_classes:
+            if model is handler:
+                return str(options["group"] or wiring_of(model).group)
+        for projection in self.app.declared:
+            if handler in (projection.name, projection.sub.handler):
+                return next((name for name in names if projection_of(name) == projection.name), projection.sub.group.name)
         raise BadOption(f"{handler!r} is no handler of this app: it has the groups {', '.join(sorted(names)) or 'none yet'}")
 
     # ── what came of it ──────────────────────────────────────────────────────────────────────────────────────────────
@@ -243,11 +257,11 @@ class World:
     async def published(self, cls: Any = None) -> list[Any]:
         """What came onto the log since the world began, in order, by whomever: typed events, of one class if it is given.
 
-        Events of a class that the app does not know come as Records.
+        Events of a class that the app does not know come as Records. Timers of processes are left out.
         """
         types = "#" if cls is None else event_type(cls).name
         records = self.app.history(types=types, after=self._began_at)
-        return [self._typed(record, cls) async for record in records]
+        return [self._typed(record, cls) async for record in records if not record.type.startswith(TIMER_TYPE)]
 
     def _typed(self, record: Record, cls: Any = None) -> Any:
         try:

@@ -44,6 +44,8 @@ class Crew:
             await write(self.app, self.load, number)
 
     async def _dismiss(self, process: Process) -> None:
+        assert process.stdin is not None
+        process.stdin.close()
         try:
             async with asyncio.timeout(LEAVING_S):
                 said, _ = await process.communicate()

@@ -4,7 +4,7 @@
     process 1 ─ writers ─▶ …                                  a process that dies: process 0 asks for its share again,
                                                               which adds only what is missing
 
-Three transfers in a hundred go to an account that is closed, three to one that never was, and two in a hundred ask for more than there is.
+Of a hundred transfers three go to an account that is closed, three to one that never was, and two ask for more than there is.
 """
 
 import asyncio

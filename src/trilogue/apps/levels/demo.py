@@ -113,7 +113,7 @@ def _say(console: Console, text: str, *, style: str | None = None) -> None:
 
 def _table(found: Json) -> Table:
     table = Table(title="What the receiver had to ask for", title_justify="left", title_style="bold")
-    for name in ("level", "events", "questions", "done while the services are down"):
+    for name in ("level", "events", "questions", "done with services down"):
         table.add_column(name, justify="left" if name == "level" else "right")
     for level in found["levels"]:
         counts = (level["events"], level["asked_in_all"], level["done_while_services_are_down"])

@@ -30,8 +30,7 @@ def receiver(app: App, services: Services) -> list[str]:
 
     @app.on(group="purse", retry=Retry(25, "10ms..200ms"))
     async def tell(e: Paid, ctx: Context) -> None:
-        records = [record async for record in app.history(key=e.purse) if record.position <= ctx.record.position]
-        balance = sum((app.decode(record).amount for record in records), Decimal(0))
-        done.append(f"{e.purse} has {balance}, the sum of {len(records)} events")
+        payments = [app.decode(r).amount async for r in app.history(key=e.purse) if r.position <= ctx.record.position]
+        done.append(f"{e.purse} has {sum(payments)}: {' '.join(f'{amount:+}' for amount in payments)}")
 
     return done

@@ -1,0 +1,374 @@
+"""Aggregates, deciders, decisions and transactions against a ledger in plain Python.
+
+accounts   each a list of amounts, and what of it is hidden     once   what a request was answered
+seats      who took it                                          rows   what transactions wrote beside
+
+Snapshots are taken every other event, so that a wrong one is soon found; conflicts come from tasks that run together.
+"""
+
+import asyncio
+from collections.abc import Awaitable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from trilogue import Aggregate, App, Boundary, Conflict, Db, Decided, Decider, Decision, Query, Snapshot, StreamClosed, event, tag
+
+T = TypeVar("T")
+IDS = ("a", "b", "c")
+amounts = st.integers(-5, 20)
+ids = st.sampled_from(IDS)
+
+
+@event("machine.moved")
+@dataclass(frozen=True)
+class Moved:
+    amount: int
+
+
+@event("machine.renamed")
+@dataclass(frozen=True)
+class Renamed:
+    name: str
+
+
+@event("machine.seat_taken", tags=("seat", "guest"))
+@dataclass(frozen=True)
+class SeatTaken:
+    seat: int
+    guest: str
+
+
+class NotEnough(Exception):
+    pass
+
+
+class Account(Aggregate, stream="account-{id}", snapshot=Snapshot(every=2)):
+    entries: list[int] = field(default_factory=list)
+
+    def move(self, amount: int) -> int:
+        if sum(self.entries) + amount < 0:
+            raise NotEnough
+        self.emit(Moved(amount))
+        return sum(self.entries)
+
+    def apply(self, e: Moved) -> None:
+        self.entries.append(e.amount)
+
+
+class Named(Aggregate, stream="account-{id}", snapshot=Snapshot(every=1)):
+    """Another fold of the same streams: snapshots of one must never be taken for those of the other."""
+
+    entries: list[int] = field(default_factory=list)
+    name: str = ""
+
+    def apply(self, e: Moved | Renamed) -> None:
+        match e:
+            case Moved():
+                self.entries.append(e.amount)
+            case Renamed():
+                self.name = e.name
+
+
+def evolve(total: tuple[int, ...], e: Moved) -> tuple[int, ...]:
+    return (*total, e.amount)
+
+
+def move(amount: int) -> Any:
+    def rule_(entries: tuple[int, ...]) -> Moved | None:
+        if sum(entries) + amount < 0:
+            raise NotEnough
+        return Moved(amount) if amount else None
+
+    return rule_
+
+
+decider: Decider[tuple[int, ...]] = Decider("account-{id}", (), evolve, snapshot=Snapshot(every=3))
+
+
+class TakeSeat(Decision):
+    seat: int
+    guest: str
+    is_free: bool = True
+    has_seat: bool = False
+
+    def boundary(self) -> list[Boundary]:
+        return [tag("seat", self.seat), tag("guest", self.guest)]
+
+    def apply(self, e: SeatTaken) -> None:
+        self.is_free = self.is_free and e.seat != self.seat
+        self.has_seat = self.has_seat or e.guest == self.guest
+
+    def decide(self) -> SeatTaken | None:
+        if self.has_seat:
+            raise NotEnough
+        return SeatTaken(self.seat, self.guest) if self.is_free else None
+
+
+@dataclass
+class Ledger:
+    """One account as it should be: every amount that was ever moved, in order, and the first one that is shown."""
+
+    entries: list[int] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)
+    first: int = 1
+    is_closed: bool = False
+
+    def at(self, version: int | None = None) -> list[int]:
+        return self.entries[self.first - 1 : version]
+
+
+class DecisionsMachine(RuleBasedStateMachine):
+    """One App on a log in memory."""
+
+    url = "memory://"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loop = asyncio.new_event_loop()
+        self.ledgers = {id_: Ledger() for id_ in IDS}
+        self.seats: dict[int, str] = {}
+        self.once: dict[tuple[str, str], Decided[Any]] = {}
+        self.rows = 0
+        self.app = App(self.url)
+
+    @initialize()
+    def start(self) -> None:
+        @self.app.setup
+        def tables(db: Db) -> None:
+            db.execute("create table if not exists moved (id text, amount integer)")
+
+        self.do(self.app.__aenter__())
+
+    def do(self, doing: Awaitable[T]) -> T:
+        return self.loop.run_until_complete(doing)
+
+    def moved(self, id_: str, decided: Decided[Any]) -> None:
+        """The ledger learns what was appended."""
+        ledger = self.ledgers[id_]
+        ledger.entries += [e.amount for e in decided.events]
+        if decided.receipt is not None:
+            last = decided.receipt.position
+            ledger.positions += range(last - len(decided.events) + 1, last + 1)
+        assert decided.version == len(ledger.entries)
+
+    # ── decisions ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    @rule(id_=ids, moves=st.lists(amounts, min_size=1, max_size=3), functional=st.booleans())
+    def decide(self, id_: str, moves: list[int], functional: bool) -> None:
+        ledger = self.ledgers[id_]
+
+        def rule_(account: Account) -> int:
+            return [account.move(amount) for amount in moves][-1]
+
+        expected = list(ledger.entries)
+        shown = ledger.at()
+        wanted = moves[:1] if functional else moves
+        is_enough = all(sum(shown) + sum(wanted[: n + 1]) >= 0 for n in range(len(wanted)))
+        does = self.app.decide(decider, id_, move(moves[0])) if functional else self.app.decide(Account, id_, rule_)
+        try:
+            decided: Decided[Any] = self.do(does)
+        except NotEnough:
+            assert not is_enough
+            return
+        except StreamClosed:
+            assert ledger.is_closed
+            return
+        assert is_enough
+        assert not (ledger.is_closed and decided.events)
+        appended = [e.amount for e in decided.events]
+        assert appended == (wanted if wanted != [0] or not functional else [])
+        self.moved(id_, decided)
+        assert ledger.entries == expected + appended
+        state = list(decided.state) if functional else decided.state.entries
+        assert state == ledger.at()
+        assert functional or decided.answer == sum(ledger.at())
+
+    @rule(id_=ids, amount=st.integers(1, 9), tasks=st.integers(2, 5), same_once=st.booleans())
+    def race(self, id_: str, amount: int, tasks: int, same_once: bool) -> None:
+        """Tasks decide on one account together: all are done, one after the other; under the same `once`, one of them."""
+        once = f"race-{len(self.once)}" if same_once else None
+        tries = (self.app.decide(Account, id_, lambda a: a.move(amount), once=once, attempts=100) for _ in range(tasks))
+        results: list[Any] = self.do(_together(*tries))
+        if self.ledgers[id_].is_closed:
+            assert all(isinstance(result, StreamClosed) for result in results)
+            return
+        assert not any(isinstance(result, BaseException) for result in results), results
+        new = [result for result in results if not result.repeated]
+        assert len(new) == (1 if same_once else tasks)
+        for decided in sorted(new, key=lambda result: result.version):
+            self.moved(id_, decided)
+        for decided in results:
+            assert decided.events == (Moved(amount),)
+        if once is not None:
+            assert {(r.answer, r.version, r.receipt) for r in results} == {(new[0].answer, new[0].version, new[0].receipt)}
+            self.once[id_, once] = new[0]
+
+    @rule(id_=ids, once=st.sampled_from(["r1", "r2", "r3"]), amount=amounts)
+    def decide_once(self, id_: str, once: str, amount: int) -> None:
+        known, ledger = self.once.get((id_, once)), self.ledgers[id_]
+        try:
+            decided = self.do(self.app.decide(Account, id_, lambda a: a.move(amount), once=once))
+        except (NotEnough, StreamClosed):
+            assert known is None
+            assert ledger.is_closed or sum(ledger.at()) + amount < 0
+            return
+        if known is None:
+            assert not decided.repeated
+            self.moved(id_, decided)
+            self.once[id_, once] = decided
+            return
+        assert decided.repeated
+        assert (decided.answer, decided.version) == (known.answer, known.version)
+        if known.version >= ledger.first:
+            assert (decided.events, decided.receipt) == (known.events, known.receipt)
+
+    @rule(seat=st.integers(0, 3), guests=st.lists(st.sampled_from("xyz"), min_size=1, max_size=4, unique=True))
+    def take_seats(self, seat: int, guests: list[str]) -> None:
+        """Guests want one seat at the same time: one of those who have none yet gets it, if it is free."""
+        results: list[Any] = self.do(_together(*(self.app.decide(TakeSeat(seat, guest)) for guest in guests)))
+        seated = set(self.seats.values())
+        assert [isinstance(result, NotEnough) for result in results] == [guest in seated for guest in guests]
+        winners = [g for g, result in zip(guests, results, strict=True) if isinstance(result, Decided) and result.events]
+        wants = [guest for guest in guests if guest not in seated]
+        assert len(winners) == (1 if wants and seat not in self.seats else 0)
+        self.seats.update({seat: winner for winner in winners})
+
+    # ── saving, transactions ─────────────────────────────────────────────────────────────────────────────────────────
+
+    @rule(id_=ids, amount=st.integers(1, 9))
+    def the_slower_one_is_refused(self, id_: str, amount: int) -> None:
+        first, second = self.do(self.app.load(Account, id_)), self.do(self.app.load(Account, id_))
+        for account in (first, second):
+            account.move(amount)
+        version = len(self.ledgers[id_].entries)
+        if self.ledgers[id_].is_closed:
+            with pytest.raises(StreamClosed):
+                self.do(self.app.save(first))
+            return
+        self.moved(id_, self.do(self.app.save(first)))
+        with pytest.raises(Conflict) as told:
+            self.do(self.app.save(second))
+        assert (told.value.stream, told.value.expected, told.value.actual) == (f"account-{id_}", version, version + 1)
+        assert len(second.uncommitted) == 1
+
+    @rule(amount=amounts, ways=st.permutations(IDS), ends=st.sampled_from(["well", "well", "beaten", "raises", "no table"]))
+    def transfer(self, amount: int, ways: list[str], ends: str) -> None:
+        try:
+            self.do(self._transfer(amount, ways[0], ways[1], ends))
+        except (NotEnough, StreamClosed, Conflict, LookupError) as error:
+            is_closed = any(self.ledgers[id_].is_closed for id_ in ways[:2])
+            allowed = {"beaten": Conflict, "raises": LookupError}.get(ends, NotEnough)
+            assert isinstance(error, (allowed, NotEnough)) or (is_closed and isinstance(error, StreamClosed))
+            return
+        except Exception as error:
+            assert ends == "no table", repr(error)
+            return
+        assert ends == "well"
+        for id_, moved in zip(ways[:2], (-amount, amount), strict=True):
+            self.ledgers[id_].entries.append(moved)
+        ends_at = self.do(self.app.store.read(Query(reverse=True, limit=2)))
+        for record in ends_at:
+            self.ledgers[(record.stream or "").removeprefix("account-")].positions.append(record.position)
+        self.rows += 2
+
+    async def _transfer(self, amount: int, source: str, target: str, ends: str) -> None:
+        async with self.app.transaction() as tx:
+            one, two = await tx.load(Account, source), await tx.load(Account, target)
+            assert await tx.load(Account, source) is one
+            one.move(-amount)
+            two.move(amount)
+            tx.effect(lambda db: db.execute("insert into moved values (?, ?)", (source, -amount)))
+            if ends == "no table":
+                tx.effect(lambda db: db.execute("insert into nothing values (1)"))
+            tx.effect(lambda db: db.execute("insert into moved values (?, ?)", (target, amount)))
+            if ends == "raises":
+                raise LookupError
+            if ends == "beaten":
+                self.moved(target, await self.app.decide(Account, target, lambda a: a.move(1)))
+
+    # ── looking back ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+    @rule(id_=ids, data=st.data(), model=st.sampled_from([Account, Named, decider]))
+    def look_back(self, id_: str, data: st.DataObject, model: Any) -> None:
+        ledger = self.ledgers[id_]
+        version = data.draw(st.integers(1, len(ledger.entries) + 1))
+        loaded = self.do(self.app.load(model, id_, version=version))
+        assert _entries(loaded) == ledger.at(version)
+        if version <= len(ledger.positions):
+            before = self.do(self.app.load(model, id_, position=ledger.positions[version - 1]))
+            assert _entries(before) == ledger.at(version)
+
+    @rule(id_=ids, amount=amounts, data=st.data())
+    def what_if(self, id_: str, amount: int, data: st.DataObject) -> None:
+        ledger = self.ledgers[id_]
+        version = data.draw(st.none() | st.integers(1, len(ledger.entries) + 1))
+        shown = ledger.at(version)
+        try:
+            decided = self.do(self.app.what_if(Account, id_, lambda a: a.move(amount), version=version))
+        except NotEnough:
+            assert sum(shown) + amount < 0
+            return
+        assert (decided.events, decided.state.entries, decided.receipt) == ((Moved(amount),), [*shown, amount], None)
+        assert self.do(self.app.what_if(TakeSeat(0, "nobody"))).events == (() if 0 in self.seats else (SeatTaken(0, "nobody"),))
+
+    @precondition(lambda self: any(ledger.entries for ledger in self.ledgers.values()))
+    @rule(data=st.data())
+    def truncate(self, data: st.DataObject) -> None:
+        id_ = data.draw(st.sampled_from([id_ for id_, ledger in self.ledgers.items() if ledger.entries]))
+        before = data.draw(st.integers(1, len(self.ledgers[id_].entries)))
+        self.do(self.app.truncate_stream(f"account-{id_}", before=before))
+        self.ledgers[id_].first = max(self.ledgers[id_].first, before)
+
+    @rule()
+    def trim(self) -> None:
+        with suppress(Conflict):
+            self.do(self.app.store.trim(keep=1))
+
+    @rule(id_=ids, really=st.integers(0, 9))
+    def close(self, id_: str, really: int) -> None:
+        if really == 0:
+            assert self.do(self.app.close_stream(f"account-{id_}", reason="enough")) == len(self.ledgers[id_].entries)
+            self.ledgers[id_].is_closed = True
+
+    # ── what always holds ────────────────────────────────────────────────────────────────────────────────────────────
+
+    @invariant()
+    def states_are_folds(self) -> None:
+        for id_, ledger in self.ledgers.items():
+            for model in (Account, Named, decider):
+                loaded = self.do(self.app.load(model, id_))  # type: ignore[call-overload]
+                assert _entries(loaded) == ledger.at(), f"{id_} as {model} is {_entries(loaded)}"
+                assert loaded.version == len(ledger.entries)
+        assert self.do(self.app.db("select count(*) from moved")) == [(self.rows,)]
+
+    @invariant()
+    def nothing_else_is_on_the_log(self) -> None:
+        for id_, ledger in self.ledgers.items():
+            records = self.do(self.app.store.read(Query(stream=f"account-{id_}")))
+            assert [record.version for record in records] == list(range(ledger.first if records else 1, len(ledger.entries) + 1))
+        taken = self.do(self.app.store.read(Query(types=("machine.seat_taken",))))
+        assert len(taken) <= len(self.seats)  # some may be trimmed
+
+    def teardown(self) -> None:
+        try:
+            self.do(self.app.__aexit__(None, None, None))
+        finally:
+            self.loop.close()
+
+
+async def _together(*doing: Awaitable[Any]) -> list[Any]:
+    return await asyncio.gather(*doing, return_exceptions=True)
+
+
+def _entries(loaded: Any) -> list[int]:
+    return list(loaded.state) if hasattr(loaded, "state") else loaded.entries
+
+
+TestDecisions = DecisionsMachine.TestCase
+TestDecisions.settings = settings(max_examples=40, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck))
