@@ -51,7 +51,7 @@ def test_the_state_that_is_handed_over_stays_as_it_is() -> None:
 def test_an_event_of_another_instance_is_refused() -> None:
     with pytest.raises(BadOption, match="is for instance 't2' of process 'transfer', the state is of 't1'"):
         react(Transfer, Transfer("t1"), Deposited("t2"))
-    with pytest.raises(UnknownEvent, match=r"no step for Deposit\(.*it takes transfer.deposited.*@timer\('stuck'\)"):
+    with pytest.raises(UnknownEvent, match=r"no step for Deposit\(.*it takes transfer.deposited.* timers \['stuck'\]"):
         react(Transfer, Transfer("t1"), Deposit("t1", 5))
     with pytest.raises(UnknownEvent, match="no step for Due"):
         react(Transfer, Transfer("t1"), Due("other"))

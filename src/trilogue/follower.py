@@ -17,7 +17,7 @@ from typing import Any
 
 from trilogue import builds
 from trilogue.builds import Build, Moved, Row
-from trilogue.errors import DecodeError, LogError, TrilogueError
+from trilogue.errors import DecodeError, LogError, TrilogueError, UnknownEvent
 from trilogue.events import Record
 from trilogue.handlers import Failed
 from trilogue.outcomes import told
@@ -71,7 +71,10 @@ class Builder:
         """Up to where this build may fold: what the live group has finished, so that nothing is published by neither."""
         if self._live is None:
             return self._build.target or 0
-        return await self._store.finished_to(builds.group_name(self._projection.name, self._live.build))
+        try:
+            return await self._store.finished_to(builds.group_name(self._projection.name, self._live.build))
+        except UnknownEvent:
+            raise Moved(f"projection {self._projection.name!r} was switched") from None
 
     async def _fold_to(self, mark: int, *, always: bool) -> None:
         """Fold up to the mark. always: note also that nothing was there to fold."""

@@ -141,10 +141,7 @@ def reacts(step: F) -> F:
 
 
 def timer(name: str) -> Callable[[F], F]:
-    """Mark the step for a timer that is due.
-
-    name: as in Timer(name, ...).
-    """
+    """Mark the step for a timer that is due. name: as in Timer(name, ...)."""
     if not isinstance(name, str):
         raise BadOption(f"@timer({name!r}) has no name: write @timer('stuck')")
     return lambda step: _marked(step, "timer", name)
@@ -207,8 +204,8 @@ class Wiring:
         """The step for an event or a Due; raises UnknownEvent."""
         step = self.timers.get(event.name) if isinstance(event, Due) else self.steps.get(type(event))
         if step is None:
-            known = ", ".join([*sorted(self.coders), *(f"@timer({name!r})" for name in sorted(self.timers))])
-            raise UnknownEvent(f"process {self.name!r} has no step for {event!r}: it takes {known}")
+            takes = f"it takes {', '.join(sorted(self.coders))} and the timers {sorted(self.timers)}"
+            raise UnknownEvent(f"process {self.name!r} has no step for {event!r}: {takes}")
         return step
 
 
@@ -224,7 +221,7 @@ def wiring_of(model: Any) -> Wiring:
         raise BadOption(f"nothing starts process {name!r}: mark a step of {title} with @starts")
     _check_timer_names(model, timers, name)
     coders = {code.type: code for code in map(coder, steps)}
-    if len(coders) != len(steps):
+    if len(coders) < len(steps):
         raise TwiceNamed(f"process {name!r} takes two classes that are the same event: keep one of them")
     instance = {cls: field_reader(cls, f"the key of process {name!r},", model.process_key) for cls in steps}
     try:
@@ -363,12 +360,12 @@ def reaction_of(wiring: Wiring, state: Process | None, event: object, id: str) -
     if state is None and not step.starts:
         return Reaction()
     state = wiring.model(id) if state is None else state
-    said = getattr(state, step.name)(*(() if isinstance(event, Due) else (event,)))
+    call = getattr(state, step.name)
     emits: list[object] = []
     timers: dict[str, Timer] = {}
     cancels: dict[str, None] = {}
     ended = False
-    for item in _items(said):
+    for item in _items(call() if isinstance(event, Due) else call(event)):
         if isinstance(item, (Timer, Cancel)):
             _check_timer(item.name, wiring.timers, "it")
             timers.pop(item.name, None)
@@ -393,7 +390,7 @@ def _items(said: Any) -> Sequence[object]:
     """What a step returned or yielded, as a list."""
     if said is None:
         return ()
-    is_one = isinstance(said, (Timer, Cancel, End)) or is_event(type(said)) or not isinstance(said, Iterable)
+    is_one = is_event(type(said)) or not isinstance(said, Iterable)
     items = [said] if is_one else [item for item in said if item is not None]
     if len(items) > MOST_SAID:
         raise BadOption(f"it said {len(items)} things: expected at most {MOST_SAID:,}")

@@ -251,7 +251,9 @@ class Runner:
         alone, together = self._outcomes.apart(deliveries)
         singles = [[delivery] for delivery in alone]
         size = self.sub.batch or 1
-        batches = [together[n : n + size] for n in range(0, len(together), size)]
+        # Apart, or what a replayed event emits would be published as caused by one that is no replay. Of a key they come first.
+        parts = [d for d in together if d.replay], [d for d in together if not d.replay]
+        batches = [part[n : n + size] for part in parts for n in range(0, len(part), size)]
         # With `db`, what goes alone still is one settlement, which itself keeps back what follows a failure.
         rounds = (
             [singles, *([batch] for batch in batches)] if self.sub.kind == "db" else [[batch] for batch in [*singles, *batches]]

@@ -10,7 +10,7 @@ import old_shop
 import pytest
 from old_shop import HELD, LOG, PLACED, STREAM, TIMERS, Placed, Shipped
 
-from trilogue import Aggregate, App, Context, Db, Decider, Record, to_cloudevent
+from trilogue import Aggregate, App, Context, Db, Decider, Process, Record, starts, to_cloudevent
 from trilogue.apps.video.platform import platform
 from trilogue.cli.main import main
 from trilogue.codec import coder
@@ -214,6 +214,73 @@ def test_timers(old_url: str) -> None:
             await fired(app)
             entered = await app.store.read(Query(after=len(LOG)))
             assert {app.decode(record) for record in entered} == {*TIMERS}
+
+    run(go())
+
+
+# ── read models, processes ───────────────────────────────────────────────────────────────────────────────────────────
+
+TABLE = {"totals": "id text primary key, cents integer not null, currency text not null"}
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_projections(many: bool, old_url: str) -> None:
+    app = app_on(old_url)
+    idle(app, *GROUPS)
+    add = "insert into {totals} values (?, ?, ?) on conflict do update set cents = cents + excluded.cents"
+
+    def row(e: Placed) -> tuple[str, int, str]:
+        return e.order, int(e.total * 100), e.currency
+
+    if many:
+
+        @app.projection(tables=TABLE)
+        def totals(es: list[Placed], db: Db) -> None:
+            db.executemany(add, [row(e) for e in es])
+    else:
+
+        @app.projection(tables=TABLE)
+        def totals(e: Placed, db: Db) -> None:
+            db.execute(add, row(e))
+
+    async def go() -> None:
+        async with app.running():
+            await fired(app)
+            await app.wait_idle(timeout="30s")
+            rows = await app.db("select id, cents, currency from totals order by id")
+            assert [tuple(each) for each in rows] == [
+                ("o1", 990, "EUR"),
+                ("o2", 500, "EUR"),
+                ("o3", 400, "EUR"),
+                ("o4", 700, "EUR"),
+                ("o5", 800, "EUR"),
+                ("o6", 300, "EUR"),
+                ("o7", 400, "EUR"),
+            ]
+
+    run(go())
+
+
+class Delivery(Process, key="order", name="delivery"):
+    currency: str = ""
+    times: int = 0
+
+    @starts
+    def placed(self, e: Placed) -> None:
+        self.currency, self.times = e.currency, self.times + 1
+
+
+def test_processes(old_url: str) -> None:
+    app = app_on(old_url)
+    idle(app, *GROUPS)
+    app.process(Delivery, start="beginning")
+
+    async def go() -> None:
+        async with app.running():
+            await fired(app)
+            await app.wait_idle(timeout="30s")
+            instances = {each.id: each.state for each in await app.processes("delivery")}
+            assert instances == {f"o{n}": {"currency": "EUR", "times": 1 + (n == 3)} for n in range(1, 8)}
 
     run(go())
 

@@ -96,7 +96,7 @@ def model_of(app: App, stream: str) -> tuple[Any, str]:
     """The Aggregate or Decider that an app knows for a stream, and the id; raises UnknownEvent."""
     patterns = []
     for model in app.models:
-        pattern = getattr(model, "stream_pattern", None) or getattr(model, "stream", "")
+        pattern: str = getattr(model, "stream_pattern", "") or getattr(model, "stream", "")
         before, _, after = pattern.partition("{id}")
         if pattern and stream.startswith(before) and stream.endswith(after) and len(stream) > len(before) + len(after):
             return model, stream.removeprefix(before).removesuffix(after)

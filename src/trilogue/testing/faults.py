@@ -75,7 +75,7 @@ class FaultyStore:
     async def rise(self) -> None:
         """A new worker comes in the place of the one that died."""
         await inside.bury(self.real)
-        self.out.clear()
+        self.out = Counter()
         self.over.clear()
         self.is_dead, self._stays_open = False, True
 
@@ -130,20 +130,28 @@ class FaultyStore:
             raise
         return self._counted(group, count, settling, answers)
 
+    def _counted(
+        self, group: str, count: int, settling: Awaitable[list[Delivery]], answers: Sequence[Answer]
+    ) -> Awaitable[list[Delivery]]:
+        # A task of its own: who waits for it may be cancelled, and an error that nobody looks at is logged.
+        task = asyncio.create_task(self._settled(group, count, self.out, settling, answers))
+        task.add_done_callback(lambda done: None if done.cancelled() else done.exception())
+        return asyncio.shield(task)
+
     async def _robbed(self, group: str, answers: Sequence[Answer]) -> list[Delivery]:
         await inside.take_slots(self.real, group)
         return await self.real.settle(group, answers)
 
-    async def _counted(
-        self, group: str, count: int, settling: Awaitable[list[Delivery]], answers: Sequence[Answer]
+    async def _settled(
+        self, group: str, count: int, out: Counter[str], settling: Awaitable[list[Delivery]], answers: Sequence[Answer]
     ) -> list[Delivery]:
         try:
             return await settling
         except Undone:
-            self.over.set()  # only now: cancelled while it waits for this, nobody would look at the error
+            self.over.set()
             return _deliveries(answers)
         finally:
-            self.out[group] -= count
+            out[group] -= count
 
     def _spoiled(self, group: str, answer: Answer) -> Answer:
         """The answer, or what the next fault makes of it: the work was done, and the log does not learn of it."""

@@ -79,7 +79,7 @@ def _enter(ledger: Ledger, record: Record, event: AccountEvent) -> None:
     before = book.cents
     _move(ledger, book, event)
     book.gap = book.gap or record.version != book.version + 1
-    book.wrong = book.wrong or cents(getattr(event, "before", getattr(event, "final_balance", 0))) != before
+    book.wrong = book.wrong or _said_before(event) != before
     book.version = record.version or 0
     book.lowest = min(book.lowest, book.cents + book.limit)
     moved = book.cents - before
@@ -109,6 +109,16 @@ def _move(ledger: Ledger, book: Book, event: AccountEvent) -> None:
             book.cents -= cents(event.amount)
         case AccountClosed():
             book.cents, book.status = 0, "closed"
+
+
+def _said_before(event: AccountEvent) -> int:
+    match event:
+        case AccountCreated():
+            return 0
+        case AccountClosed():
+            return cents(event.final_balance)
+        case _:
+            return cents(event.before)
 
 
 # ── what must be true ────────────────────────────────────────────────────────────────────────────────────────────────

@@ -9,10 +9,10 @@ The process decides what comes next; the Teller moves money, each leg in the str
 well be kept by two banks: nothing here needs them in one transaction.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Literal
+from typing import Any, Literal
 
 from trilogue import App, Cancel, End, Process, Retry, Timer, event, reacts, starts, timer
 from trilogue.apps.bank.account import Account
@@ -221,7 +221,12 @@ class Teller:
     def __init__(self, app: App) -> None:
         self.app = app
         self.conflicts = 0
-        commands = {"take": self.take, "give": self.give, "return": self.give_back, "recall": self.recall}
+        commands: dict[str, Callable[..., Coroutine[Any, Any, object]]] = {
+            "take": self.take,
+            "give": self.give,
+            "return": self.give_back,
+            "recall": self.recall,
+        }
         for name, handler in commands.items():
             app.on(group=f"bank.{name}", retry=RETRY, start="beginning", concurrency=AT_ONCE)(handler)
 
