@@ -237,6 +237,7 @@ def test_a_build_never_gets_ahead_of_who_publishes(file_url: str) -> None:
             await app.publish_many([Watched("a"), Watched("b")])
             await app.wait_idle()
             await app.store.pause("projection.counts.b1")
+            await asyncio.sleep(0.2)  # workers look a moment later
             await app.publish(Watched("c"))
             await app.rebuild("counts")
             await until(lambda s: s.state == "ready", app)
@@ -473,6 +474,7 @@ def test_an_event_skipped_before_it_is_handled_is_never_folded(url: str) -> None
         app = app_with(url)
         async with app.running():
             await app.pause("counts")
+            await asyncio.sleep(0.2)  # workers look a moment later
             receipts = await app.publish_many([Watched("a"), Watched("b"), Watched("a")])
             await app.skip("counts", receipts[0].position or 0, "published twice")
             await app.resume("counts")
@@ -506,6 +508,7 @@ def test_a_paused_projection_folds_nothing_anywhere(url: str) -> None:
             await app.publish(Watched("a"))
             await app.wait_idle()
             await app.pause("counts")
+            await asyncio.sleep(0.2)  # workers look a moment later
             await app.publish(Watched("b"))
             await app.rebuild("counts")
             await asyncio.sleep(0.2)
@@ -527,6 +530,7 @@ def test_pausing_stays_over_a_switch(url: str) -> None:
             await app.rebuild("counts")
             await until(lambda s: s.state == "ready", app)
             await app.pause("counts")
+            await asyncio.sleep(0.2)  # workers look a moment later
             await app.switch("counts")
             await app.publish(Watched("a"))
             await asyncio.sleep(0.1)

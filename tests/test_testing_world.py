@@ -245,6 +245,19 @@ def test_a_chain_of_timers_runs_a_whole_year(url: str) -> None:
     run(main())
 
 
+def test_where_nobody_works_timers_do_not_fire(url: str) -> None:
+    app = App(url)
+
+    async def main() -> None:
+        async with simulated(app) as world:
+            await world.publish(Watched("u1"), delay="1h")
+            await world.advance("2h")
+            assert len(await world.timers()) == 1
+            assert await world.published() == []
+
+    run(main())
+
+
 # ── what goes wrong ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -469,8 +482,9 @@ def test_timers_and_held_records_survive_a_crash(url: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_lost_lease_is_work_done_again_and_one_outcome(url: str, kind: str) -> None:
+def test_a_lost_lease_is_work_done_again_and_one_outcome(url: str, kind: str, caplog: pytest.LogCaptureFixture) -> None:
     app = App(url)
+    caplog.set_level("INFO", "trilogue")
     handler, calls = kinds(app)[kind]
 
     async def main() -> None:
@@ -478,6 +492,7 @@ def test_a_lost_lease_is_work_done_again_and_one_outcome(url: str, kind: str) ->
             world.lose_lease(handler)
             await world.publish(Watched("u1", "a"))
             await world.settle()
+            assert f"group {kind}: 1 deliveries went to another worker" in caplog.text
             # With `db` the lease is lost before the work: nobody else can write while it is done.
             assert calls == (["a"] if kind in ("db", "db batch") else ["a", "a"])
             await once_each(world, app, kind)

@@ -203,11 +203,11 @@ class Deciding:
         stored = await self._answered()
         if stored is None:
             return None
-        state, version = await loaded(self.host, self.reducer, self.id, Until(version=stored.version))
+        state, _ = await loaded(self.host, self.reducer, self.id, Until(version=stored.version))
         records = await self._records(stored.positions)
         events = tuple(self._event(record) for record in records)
         receipt = Receipt(records[-1].id, records[-1].position, self.host.store.durability) if records else None
-        return Decided(state, events, version, receipt, msgspec.json.decode(stored.answer), repeated=True)
+        return Decided(state, events, stored.version, receipt, msgspec.json.decode(stored.answer), repeated=True)
 
     async def _records(self, positions: list[int]) -> list[Record]:
         if not positions:

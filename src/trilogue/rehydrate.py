@@ -165,14 +165,17 @@ class Snapshots:
     async def take(self, reducer: Reducer, id: str, keys: Keys | None) -> int:
         """Keep the state of a stream now; returns its version."""
         since = keys.erasures() if reducer.is_personal and keys is not None else None
+        stream = reducer.stream_of(id)
+        begins = await self._store.state("stream", stream)
         found = await rehydrate(self._store, reducer, id, keys)
         state = msgspec.Raw(msgspec.json.encode(found.state))
         body: bytes | None = msgspec.json.encode(_Kept(found.version, found.position, state))
         if reducer.is_personal:
             body = None if keys is None else keys.seal_state(body or b"", since=since)
-        stream = reducer.stream_of(id)
 
         def keep(tx: Any) -> None:
+            if tx.state("stream", stream) != begins:  # truncated meanwhile: this was folded from what is hidden now
+                return
             tx.clear_states(OWNER, prefix=stream + SEPARATOR)  # those of earlier folds
             tx.set_state(OWNER, snapshot_id(stream, reducer), body)
 

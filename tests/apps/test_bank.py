@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from trilogue import Conflict
+from trilogue import Conflict, Record
 from trilogue.apps.bank import deciders
 from trilogue.apps.bank.account import Account
 from trilogue.apps.bank.bank import Bank, make_bank
 from trilogue.apps.bank.errors import InsufficientFunds
-from trilogue.apps.bank.events import MoneyDeposited, MoneyWithdrawn
-from trilogue.apps.bank.ledger import check, money_is_kept, read_ledger
-from trilogue.apps.bank.readmodels import balance, balance_at, statement
+from trilogue.apps.bank.events import AccountClosed, AccountCreated, MoneyDeposited, MoneyWithdrawn
+from trilogue.apps.bank.ledger import Ledger, check, enter, money_is_kept, read_ledger
+from trilogue.apps.bank.readmodels import balance, balance_at, balances, statement
 from trilogue.apps.bank.scenario import play
 from trilogue.apps.bank.transfer import (
     UNCLAIMED,
@@ -371,7 +371,26 @@ def test_the_statement(url: str) -> None:
     told(url, story, "a", "b")
 
 
+def test_the_balances_of_some_events() -> None:
+    opened = AccountCreated("a", D("10.00"), D("5.00"))
+    paid, gone = MoneyDeposited("a", D("0.50"), "", D("10.00")), AccountClosed("a", D("10.50"))
+    given(balances, opened).then(balances=[("a", 1_000, 500, "open")])
+    given(balances, opened, paid).then(balances=[("a", 1_050, 500, "open")])
+    given(balances, opened, paid, gone).then(balances=[("a", 0, 500, "closed")])
+
+
 # ── the auditor sees what is wrong ───────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_auditor_counts_versions() -> None:
+    def gap(*versions: int) -> bool:
+        ledger = Ledger()
+        for version in versions:
+            record = Record("i", "account.deposited", b"", position=version, stream="account-a", version=version)
+            enter(ledger, record, MoneyDeposited("a", D("1.00"), "", D(version - 1)))
+        return ledger.books["a"].gap
+
+    assert (gap(1, 2, 3), gap(1, 3), gap(2), gap(1, 1)) == (False, True, True, True)
 
 
 TABLES = "every_projection_equals_a_fold_of_the_log"

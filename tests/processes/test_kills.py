@@ -24,7 +24,8 @@ pytestmark = [pytest.mark.processes, pytest.mark.timeout(280)]
 class Crew:
     """Processes that are started again when they die, until told otherwise."""
 
-    def __init__(self, folder: Path, url: str) -> None:
+    def __init__(self, folder: Path, url: str, script: str = SERVICE) -> None:
+        self.script = script
         self.folder = folder
         self.url = url
         self.running: dict[tuple[str, ...], subprocess.Popen[bytes]] = {}
@@ -32,7 +33,7 @@ class Crew:
     def start(self, *args: str) -> subprocess.Popen[bytes]:
         role, *rest = args
         with (self.folder / f"{role}.log").open("ab") as log:
-            command = [sys.executable, SERVICE, role, str(self.folder), self.url, *rest]
+            command = [sys.executable, self.script, role, str(self.folder), self.url, *rest]
             process = subprocess.Popen(command, stdout=log, stderr=log)
         self.running[args] = process
         return process

@@ -47,7 +47,7 @@ async def queue(*, report: Report = "text") -> None:
 async def bank(
     *,
     accounts: Annotated[int, Parameter(help="Between which money is moved.", show_default=True)] = 100,
-    transfers: Annotated[int, Parameter(help="How many.", show_default=True)] = 5_000,
+    transfers: Annotated[int, Parameter(help="How many.", show_default=True)] = 3_000,
     writers: Annotated[int, Parameter(help="How many ask for transfers at once.", show_default=True)] = 16,
     workers: Annotated[int, Parameter(help="Processes on the file.", show_default=True)] = 2,
     db: Annotated[str | None, Parameter(help="Keep the log in this file; running again goes on where it ended.")] = None,

@@ -14,6 +14,7 @@ from trilogue.stores.transaction import SqlTransaction
 from trilogue.stores.writer import Sql
 
 OWNER = "stream"
+SNAPSHOTS = "snapshot"
 
 
 def close(sql: Sql, types: Types, tx: SqlTransaction, stream: str, reason: str) -> int:
@@ -38,6 +39,7 @@ def truncate(sql: Sql, types: Types, tx: SqlTransaction, stream: str, before: in
             actual=version,
         )
     _note(tx, stream, {"first": before})
+    tx.clear_states(SNAPSHOTS, prefix=stream + "\x1f")  # they were folded from what is hidden now
 
 
 def _note(tx: SqlTransaction, stream: str, what: dict[str, Any]) -> None:

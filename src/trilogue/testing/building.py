@@ -4,19 +4,19 @@ row.live     its group is looked at with the others; it may exist before anybody
 row.next     building, about to be shown, or behind what the live one has done: not at rest
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from trilogue.builds import Build, Row, group_name
+from trilogue.builds import Row, group_name
 from trilogue.ports import Query, Store
 from trilogue.projection import Projection
-from trilogue.projections import rows
 from trilogue.stores import groups
 
+Rows = Mapping[str, Row]
 
-async def live_groups(store: Store, declared: Sequence[Projection]) -> list[str]:
+
+def live_groups(found: Rows, declared: Sequence[Projection]) -> list[str]:
     """The groups of the live builds of these projections."""
-    found = await rows(store) if declared else {}
     return [group for each in declared if (group := _live_group(each, found.get(each.name))) is not None]
 
 
@@ -26,25 +26,17 @@ def _live_group(projection: Projection, row: Row | None) -> str | None:
     return group_name(projection.name, row.live.build)
 
 
-async def building(store: Store, declared: Sequence[Projection]) -> bool:
-    """Whether a build of these projections goes on, or is about to be shown."""
-    found = await rows(store) if declared else {}
-    for projection in declared:
-        row = found.get(projection.name)
-        if row is None:
-            return True
-        build = row.next
-        if (
-            build is not None
-            and build.version == projection.version
-            and not row.paused
-            and await _moves(store, row, build, projection)
-        ):
-            return True
-    return False
+async def building(store: Store, found: Rows, declared: Sequence[Projection]) -> list[str]:
+    """The projections of which a build goes on, or is about to be shown."""
+    return [each.name for each in declared if await _moves(store, found.get(each.name), each)]
 
 
-async def _moves(store: Store, row: Row, build: Build, projection: Projection) -> bool:
+async def _moves(store: Store, row: Row | None, projection: Projection) -> bool:
+    if row is None:
+        return True
+    build = row.next
+    if row.paused or build is None or build.version != projection.version:
+        return False
     if build.state != "ready" or row.live is None:
         return build.state == "building"
     live = group_name(projection.name, row.live.build)

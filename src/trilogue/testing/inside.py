@@ -13,7 +13,12 @@ from trilogue.stores.writer import Sql
 
 
 async def next_due(store: Any, names: Sequence[str]) -> int | None:
-    """When these groups or the timers have something to do next, in microseconds: 0 if at once, None if never."""
+    """When these groups or the timers have something to do next, in microseconds: 0 if at once, None if never.
+
+    Without a group nobody works, and timers do not fire.
+    """
+    if not names:
+        return None
     due: int | None = await store._opened().look(lambda sql, types: status.next_due(sql, types, names))
     return due
 

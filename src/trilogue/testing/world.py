@@ -24,6 +24,7 @@ from trilogue.errors import BadOption, TimedOut, Unavailable, UnknownEvent, Unsu
 from trilogue.events import Receipt, Record, as_datetime, event_type, now_us, set_clock
 from trilogue.ports import DeadLetter, Query, Scheduled, Store
 from trilogue.process import TIMER_TYPE, wiring_of
+from trilogue.projections import rows
 from trilogue.runner import around
 from trilogue.stores import open_store
 from trilogue.testing import inside
@@ -150,22 +151,25 @@ class World:
     async def _is_quiet(self) -> bool:
         self._check_alive()
         # In this order: what is in flight is unfinished in the tables too, and nothing new comes of what is finished there.
-        due_us = await self._next_due()
+        store, declared = self._store.real, self.app.declared
+        before = await rows(store) if declared else {}
+        due_us = await inside.next_due(store, sorted({*self._store.groups, *live_groups(before, declared)}))
         is_due = due_us is not None and due_us <= now_us()
-        if is_due or await building(self._store.real, self.app.declared) or self._store.out.total() or not self._is_up.is_set():
+        if is_due or self._store.out.total() or not self._is_up.is_set() or not inside.is_informed(store):
             return False
-        return inside.is_informed(self._store.real)
+        return not declared or (not await building(store, before, declared) and await rows(store) == before)
 
     async def _next_due(self) -> int | None:
-        live = await live_groups(self._store.real, self.app.declared)
-        return await inside.next_due(self._store.real, sorted({*self._store.groups, *live}))
+        return await inside.next_due(self._store.real, sorted(self._store.groups))
 
     async def _still_busy(self, within: Duration) -> str:
         out = {group: count for group, count in self._store.out.items() if count}
         busy = [name for name in sorted(self._store.groups) if not await self.app.store.idle([name])]
+        built = await building(self._store.real, await rows(self._store.real), self.app.declared)
         return (
             f"after {readable(microseconds(within))} there still is work: in groups {', '.join(busy) or 'none'}; in the hands of "
-            f"handlers: {out or 'nothing'}. Look for a handler that waits for real time, or one that is tried again at once"
+            f"handlers: {out or 'nothing'}; projections being built: {', '.join(built) or 'none'}. Look for a handler that waits "
+            "for real time, or one that is tried again at once"
         )
 
     async def advance(self, by: Duration) -> None:

@@ -70,11 +70,12 @@ async def read_ledger(app: App) -> Ledger:
             case TransferFailed():
                 ledger.failed[event.transfer] += 1
             case _ if record.stream is not None:
-                _enter(ledger, record, event)
+                enter(ledger, record, event)
     return ledger
 
 
-def _enter(ledger: Ledger, record: Record, event: AccountEvent) -> None:
+def enter(ledger: Ledger, record: Record, event: AccountEvent) -> None:
+    """Take down one event of an account."""
     book = ledger.books.setdefault(event.account, Book())
     before = book.cents
     _move(ledger, book, event)

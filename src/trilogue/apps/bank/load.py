@@ -1,7 +1,7 @@
 """A load for the bank: who pays whom, made from a seed, asked for by many writers in several processes.
 
-    process 0 ─ writers ─▶ TransferRequested …                each writer asks for every n-th transfer
-    process 1 ─ writers ─▶ …                                  a process that dies: process 0 asks for its share again,
+    process 0 ─ writers ─▶ TransferRequested …                the first, third, fifth … order
+    process 1 ─ writers ─▶ …                                  the others; if it dies, process 0 asks for its share again,
                                                               which adds only what is missing
 
 Of a hundred transfers three go to an account that is closed, three to one that never was, and two ask for more than there is.
@@ -9,9 +9,10 @@ Of a hundred transfers three go to an account that is closed, three to one that 
 
 import asyncio
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from decimal import Decimal
+from itertools import islice
 
 from trilogue import App
 from trilogue.apps.bank.account import Account
@@ -91,14 +92,12 @@ async def _open(app: App, account: str) -> None:
 
 async def write(app: App, load: Load, process: int) -> None:
     """Ask for this process's share of the transfers. process: its number, from 0."""
-    mine = range(process, load.writers, load.processes)
-    await asyncio.gather(*(_write(app, _share(orders(load), writer, load.writers)) for writer in mine))
-
-
-def _share(all_orders: Iterable[Order], writer: int, writers: int) -> Iterator[Order]:
-    return (order for n, order in enumerate(all_orders) if n % writers == writer)
+    share = islice(orders(load), process, None, load.processes)
+    writers = max(1, load.writers // load.processes)
+    await asyncio.gather(*(_write(app, share) for _ in range(writers)))
 
 
 async def _write(app: App, share: Iterator[Order]) -> None:
+    """One writer: takes the next order that no other has taken, until there is none."""
     for order in share:
         await request_transfer(app, order.transfer, order.source, order.target, order.amount)

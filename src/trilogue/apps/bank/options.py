@@ -20,7 +20,7 @@ class BankOptions:
     """
 
     accounts: int = 100
-    transfers: int = 5_000
+    transfers: int = 3_000
     writers: int = 16
     workers: int = 2
     db: str | None = None
