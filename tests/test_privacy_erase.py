@@ -242,6 +242,7 @@ def test_projections_forget_and_their_old_builds_are_named(file_url: str) -> Non
         async with app.running():
             await app.wait_idle()
             receipt = await app.erase("u1", reason="asked")
+            print(receipt, await app.projections(), (await app.store.status()).groups)
             assert await app.db("select customer, address from addresses") == [("u2", "street of u2")]
             (still_open,) = receipt.open
             assert "projection addresses keeps its old build" in still_open
