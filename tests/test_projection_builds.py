@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from common import Sent, Watched, Won, all_of, run
+from common import QUICK, Sent, Watched, Won, all_of, run
 
 from trilogue import (
     App,
@@ -32,7 +32,9 @@ Bad = Callable[[str], bool]
 def counts_of(app: App, *, version: int = 1, sql: str = ADD_ONE, bad: Bad | None = None, **options: Any) -> None:
     """A projection that counts views, and publishes a badge for each."""
 
-    @app.projection(version=version, tables=options.pop("tables", COUNTS), name="counts", **options)
+    options = {"tables": COUNTS, "retry": QUICK, **options}
+
+    @app.projection(version=version, name="counts", **options)
     def counts(es: list[Watched], db: Db) -> list[Won]:
         db.executemany(sql, [(e.user,) for e in es])
         if bad is not None and any(bad(e.user) for e in es):

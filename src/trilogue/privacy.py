@@ -30,6 +30,7 @@ from trilogue.stores.store import SqlStore
 REASON_CHARS = 1_000
 PAGE = 1_000
 LOOK_S = 0.05
+NOBODY_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,8 +173,10 @@ async def _wait_for_groups(store: Store, position: int, until: float) -> tuple[l
 
 
 async def _has_read(store: Store, group: GroupStatus, position: int, until: float) -> bool:
+    if not group.workers:  # of a projection that has just switched, one is about to come
+        until = min(until, monotonic() + NOBODY_S)
     while not await store.handled(group.name, position):
-        if not group.workers or monotonic() > until:
+        if monotonic() > until:
             return False
         await store.changed(LOOK_S)
     return True

@@ -21,7 +21,7 @@ from trilogue.builds import Build, Busy, Moved, Row, Skip
 from trilogue.errors import BadOption, HandlerFailed, TrilogueError, UnknownEvent
 from trilogue.events import audit, now_us
 from trilogue.follower import REST_S, Builder, Stopped
-from trilogue.ports import GroupStatus, Store, Transaction
+from trilogue.ports import GroupStatus, Query, Store, Transaction
 from trilogue.projection import Projection, physical
 
 T = TypeVar("T")
@@ -155,8 +155,7 @@ async def statuses(store: Store) -> list[ProjectionStatus]:
     listed = []
     for name, row in found.items():
         live = None if row.live is None else groups.get(builds.group_name(name, row.live.build))
-        reached = 0 if live is None else await store.finished_to(live.name)
-        skipped = await _skipped(store, name)
+        reached, skipped = await _reached(store, name, row), await _skipped(store, name)
         listed.append(_status(name, row, live, reached, status.head, skipped))
     return listed
 
@@ -326,16 +325,33 @@ async def busy(store: Store, declared: Sequence[Projection]) -> bool:
         row = found.get(projection.name)
         if row is None:
             return True
-        build = row.next
-        if build is not None and build.version == projection.version and _will_move(build):
+        if row.next is not None and row.next.version == projection.version and await _will_move(store, projection, row, row.next):
             return True
         if row.live is not None and row.live.version == projection.version:
             live.append(builds.group_name(projection.name, row.live.build))
-    return not await store.idle(live)
+    try:
+        return not await store.idle(live)
+    except UnknownEvent:
+        return True  # switched just now: the next look tells
 
 
-def _will_move(build: Build) -> bool:
-    return build.state == "building" or (build.state == "ready" and build.switch == "auto" and not build.note)
+async def _will_move(store: Store, projection: Projection, row: Row, build: Build) -> bool:
+    """Whether a build is under way, about to be shown, or behind what it may fold."""
+    if build.state != "ready":
+        return build.state == "building"
+    reached = await _reached(store, projection.name, row)
+    behind = Query(types=projection.types, after=build.position, before=reached + 1, limit=1)
+    return (build.switch == "auto" and not build.note) or bool(await store.read(behind))
+
+
+async def _reached(store: Store, name: str, row: Row) -> int:
+    """What the live group has read; 0 if there is none, or it was left this moment."""
+    if row.live is None:
+        return 0
+    try:
+        return await store.finished_to(builds.group_name(name, row.live.build))
+    except UnknownEvent:
+        return 0
 
 
 def declare_all(declared: Sequence[Projection], app: str, *, work: bool) -> Callable[[Transaction], None]:

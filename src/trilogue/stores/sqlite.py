@@ -53,6 +53,20 @@ NETWORK_FILE_SYSTEMS = {
 }
 
 
+class _Forks:
+    """How often this process was forked off another: asked at every look, and a system call would cost more than the look."""
+
+    count = 0
+
+    @classmethod
+    def note(cls) -> None:
+        cls.count += 1
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_Forks.note)
+
+
 class ApswSql:
     """stores.writer.Sql over apsw."""
 
@@ -85,7 +99,7 @@ class SqliteConnection:
         self._wal_bytes = wal_bytes
         self._begun = -1
         self._is_broken = False
-        self._pid = os.getpid()
+        self._forks = _Forks.count
         self._turn = threading.Lock()
         self._lock_file = None if path == ":memory:" else _open_lock(path)
         self._open()
@@ -150,7 +164,7 @@ class SqliteConnection:
 
     def check_fork(self) -> None:
         """Raise Unavailable in a forked child: SQLite's locks do not survive a fork."""
-        if os.getpid() != self._pid:
+        if _Forks.count != self._forks:
             raise Unavailable(f"{self.path} was opened before a fork: open the store in the child process, after forking")
 
     def _check_wal(self) -> None:
