@@ -3,7 +3,7 @@
 import asyncio
 
 import pytest
-from common import QUICK, Watched, run
+from common import QUICK, Watched, Won, all_of, run
 
 from trilogue import (
     App,
@@ -12,6 +12,7 @@ from trilogue import (
     Later,
     Reject,
     Retry,
+    SeekTo,
 )
 
 
@@ -119,5 +120,30 @@ def test_failed_takes_a_text_a_verdict_and_the_event_itself(url: str) -> None:
             assert errors.keys() == {"reject", "text"}
             assert errors["reject"] == "Reject: never"
             assert errors["text"].endswith("a text")
+
+    run(main())
+
+
+def test_what_a_replay_emits_is_not_published_by_a_batch_with_something_new_in_it(url: str) -> None:
+    async def main() -> None:
+        app = App(url)
+        seen: list[str] = []
+
+        @app.on(group="badge", batch=100)
+        async def badge(es: list[Watched]) -> list[Won]:
+            seen.extend(e.video for e in es)
+            return [Won(e.user, e.video) for e in es]
+
+        async with app.running():
+            await app.publish_many([Watched("u", "old1"), Watched("u", "old2")])
+            await app.wait_idle()
+            await app.store.pause("badge")
+            await asyncio.sleep(0.2)  # workers look a moment later
+            await app.replay("badge", SeekTo(end="beginning"))
+            await app.publish(Watched("u", "new"))
+            await app.store.resume("badge")
+            await app.wait_idle()
+            assert seen == ["old1", "old2"] * 2 + ["new"]
+            assert [app.decode(r).badge for r in await all_of(app, types="badge.*")] == ["old1", "old2", "new"]
 
     run(main())

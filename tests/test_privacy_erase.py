@@ -53,16 +53,17 @@ def mails(app: App) -> None:
 
     @app.setup
     def tables(db: Db) -> None:
-        db.execute("create table if not exists mails (customer text, mail text not null, note text)")
+        db.execute("create table if not exists mails (customer text not null, mail text not null, note text)")
         db.execute("create index if not exists mails_by_mail on mails (mail, customer)")
 
     @app.on(group="mails")
     def mails(e: Registered, db: Db) -> None:
-        db.execute("update mails set mail = ?, note = ? where customer = ?", (e.email, e.note, e.customer))
-        db.execute(
-            "insert into mails select ?1, ?2, ?3 where not exists (select 1 from mails where customer = ?1)",
-            (e.customer, e.email, e.note),
-        )
+        oldest = "(select min(rowid) from mails where customer = ?)"
+        if e.note:  # rows that grow and shrink move between pages
+            db.execute(f"update mails set mail = ?, note = ? where rowid = {oldest}", (e.note, e.email, e.customer))
+            if len(e.note) > 5_000:
+                db.execute(f"delete from mails where rowid = {oldest}", (e.customer,))
+        db.execute("insert into mails values (?, ?, ?)", (e.customer, e.email, e.note))
 
     @app.on(FACT, group="forget")
     def forget(r: Record, db: Db) -> None:

@@ -62,6 +62,16 @@ def test_no_byte_can_be_changed(some_keys: Keyring, data: st.DataObject, plain: 
         some_keys.unseal(sealed[:at] + other + sealed[at + 1 :], b"here")
 
 
+@pytest.mark.parametrize("plain", [b"", b"1", b"22", b"333"])
+def test_not_even_a_bit_that_means_nothing_can_be_changed(some_keys: Keyring, plain: bytes) -> None:
+    sealed = some_keys.seal("u7", plain, b"here")
+    alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_=+/ :\n"
+    for at in (*range(8, 14), len(sealed) - 2, len(sealed) - 1):
+        for other in alphabet.replace(sealed[at], ""):
+            with pytest.raises(DecodeError):
+                some_keys.unseal(sealed[:at] + other + sealed[at + 1 :], b"here")
+
+
 @given(plain=st.binary(max_size=100), about=st.binary(max_size=20), other=st.binary(max_size=20))
 def test_it_opens_in_its_own_place_only(some_keys: Keyring, plain: bytes, about: bytes, other: bytes) -> None:
     sealed = some_keys.seal("u7", plain, about)
@@ -287,6 +297,22 @@ def test_of_processes_that_make_the_same_key_one_wins(path: Path) -> None:
     keys = opened(path)
     assert [keys.unseal(text, b"") for text in texts[0]] == [b"x"] * 40
     keys.close()
+
+
+def test_who_comes_second_takes_the_key_of_the_first(keys: Keyring, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = opened(path)
+    other.seal("u0", b"x", b"")
+    begin, sealed = keys._begin, []
+
+    def late() -> None:
+        sealed.append(other.seal("u1", b"x", b""))
+        begin()
+
+    monkeypatch.setattr(keys, "_begin", late)
+    sealed.append(keys.seal("u1", b"x", b""))
+    assert sealed[0] == sealed[1]
+    assert other.unseal(sealed[1], b"") == b"x"
+    other.close()
 
 
 def test_no_byte_of_a_destroyed_key_is_left(keys: Keyring, path: Path) -> None:

@@ -16,8 +16,10 @@ from trilogue import (
     HandlerFailed,
     OrphanedGroup,
     ProjectionStatus,
+    SeekTo,
     TrilogueError,
     UnknownEvent,
+    Unsupported,
     audited,
 )
 
@@ -521,6 +523,16 @@ def test_a_paused_projection_folds_nothing_anywhere(url: str) -> None:
             await app.wait_idle()
             await until(lambda s: s.state == "ready", app)
             assert await app.db("select count(*) from counts") == [(2,)]
+
+    run(main())
+
+
+def test_it_is_not_replayed_in_place(url: str) -> None:
+    async def main() -> None:
+        app = app_with(url)
+        async with app.running():
+            with pytest.raises(Unsupported, match="trilogue projections rebuild counts"):
+                await app.replay("projection.counts.b1", SeekTo(end="beginning"))
 
     run(main())
 

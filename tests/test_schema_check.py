@@ -1,6 +1,7 @@
 """`trilogue schema`: against the lock file, and against what a real log holds."""
 
 import asyncio
+import importlib
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -295,6 +296,65 @@ def test_many_failures_are_counted_and_a_few_shown(program: Callable[..., str], 
     store(*(envelope("x.one", {"a": 5}, id=f"{n}") for n in range(20)))
     tally = checked(capsys, program(ONE), code=1)["stored"][0]
     assert (tally["failed"], len(tally["unread"])) == (20, 5)
+
+
+# ── personal data ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+PERSONAL = """@event("x.mail", subject="who", personal=("mail", "age"), version=2, upcast={1: fill})
+@dataclass
+class Mail:
+    who: str
+    mail: str
+    age: int | None
+    b: str = ""
+"""
+OLDER = PERSONAL.replace(", version=2, upcast={1: fill}", "").replace("b: str", "a: str")
+
+
+@pytest.fixture
+def sealed(program: Callable[..., str], folder: Path) -> str:
+    """A log with a sealed event of version 1; the MODULE:APP of version 2."""
+    old = importlib.import_module(program(OLDER).partition(":")[0])
+
+    async def go() -> None:
+        async with old.app:
+            await old.app.publish(old.Mail("u1", "a@example.org", 33, "a"))
+
+    asyncio.run(go())
+    return program(PERSONAL)
+
+
+def test_personal_data_is_checked_without_its_keys(sealed: str, folder: Path, capsys: Captured) -> None:
+    for path in folder.glob("log.db-keys*"):
+        path.unlink()
+    assert checked(capsys, sealed)["stored"][0]["looked"] == 1
+    failing = folder / f"{sealed.partition(':')[0]}.py"
+    failing.write_text(failing.read_text().replace("age: int | None", "age: int | None\n    must: int"))
+    sys.modules.pop(failing.stem)
+    found = checked(capsys, sealed, code=1)
+    assert "example.org" not in json.dumps(found)
+
+
+def test_what_is_sealed_is_exported_sealed(sealed: str, capsys: Captured) -> None:
+    assert main(["tail", "--no-follow", "--url", URL, "--app", sealed, "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["schemaversion"] == 2
+    assert document["data"]["b"] == "a"
+    assert document["data"]["mail"].startswith("sealed:1:")
+
+
+# ── tail ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_tail_tells_what_it_cannot_bring_into_todays_form(program: Callable[..., str], capsys: Captured) -> None:
+    store(envelope("x.two", {"a": "\u202e😀"}), envelope("y.other", {"n": 1e30}))
+    app = program(TWO.replace("fill", "fail"))
+    assert main(["tail", "--no-follow", "--url", URL, "--app", app, "--json"]) == 1
+    out, err = capsys.readouterr()
+    assert out.isascii()
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert [(line["schemaversion"], line["data"]) for line in lines] == [(1, {"a": "\u202e😀"}), (1, {"n": 1e30})]
+    assert "position 1 is shown as stored: event 'x.two' of schema version 1 does not become version 2" in err
 
 
 # ── the store's part ─────────────────────────────────────────────────────────────────────────────────────────────────

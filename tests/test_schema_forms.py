@@ -1,10 +1,12 @@
 """What an app knows, the form of its events, and what counts as a change of it."""
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field, make_dataclass
 from datetime import datetime, time
 from decimal import Decimal
 from enum import Enum
+from pathlib import Path
 from typing import Any, Literal
 from uuid import UUID
 
@@ -274,6 +276,9 @@ REQUIRED, OTHER, NONE = nested(("a", int), ("b", int)), nested(("a", str)), nest
         (int | str, int | None, [("f", "retyped")]),
         (int, Any, [("f", "widened")]),
         (Any, int, [("f", "retyped")]),
+        (int | None, Any, [("f", "widened")]),
+        (INNER, Any, [("f", "widened")]),
+        (Any, Any, []),
         (Literal["a"], Literal["a", "b"], [("f", "widened")]),
         (Literal["a", "b"], Literal["a"], [("f", "retyped")]),
         (tuple[int, str], tuple[int, str], []),
@@ -339,6 +344,27 @@ def test_an_optional_field_more_is_all_that_differs(fields: dict[str, Any], name
 @given(FIELDS, FIELDS)
 def test_nothing_that_differs_is_missed(one: dict[str, Any], other: dict[str, Any]) -> None:
     assert bool(differences(form(*one.items()), form(*other.items()))) == (one != other)
+
+
+BUILTIN = st.sampled_from([int, str, bool, Decimal, UUID, int | None, list[int], dict[str, str], INNER])
+CHANGES: dict[str, Callable[[Any], Any]] = {
+    "stays": lambda kind: kind,
+    "may be null": lambda kind: kind | None,
+    "becomes a number": lambda kind: float if kind is int else kind,
+    "becomes anything": lambda kind: Any,
+    "goes": lambda kind: None,
+}
+
+
+@given(st.dictionaries(st.sampled_from("abcdef"), st.tuples(BUILTIN, st.sampled_from(sorted(CHANGES))), min_size=1), st.data())
+def test_what_is_said_to_be_readable_is(fields: dict[str, tuple[Any, str]], data: st.DataObject) -> None:
+    was = event("a.b")(make_dataclass("Was", [(name, kind) for name, (kind, _) in fields.items()]))
+    now = [(name, CHANGES[change](kind)) for name, (kind, change) in fields.items() if change != "goes"]
+    new = event("a.b")(make_dataclass("Now", [*now, ("z", int, 7)]))
+    kinds = {each.kind for each in differences(form_of(coder(was)), form_of(coder(new)))}
+    assert kinds <= {"added", "widened", "removed"}
+    stored = was(**{name: data.draw(st.from_type(kind)) for name, (kind, _) in fields.items()})
+    assert coder(new).decode(coder(was).encode(stored)).z == 7
 
 
 # ── releases ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -490,3 +516,18 @@ def test_a_chain_runs_from_the_stored_version_in_order_and_once(names: list[str 
     stored = data.draw(st.integers(1, len(names) + 1))
     made = msgspec.structs.replace(App("memory://").envelope(cls([])), schema_version=stored)
     assert coder(cls).read(made).trace == [name for name in names[stored - 1 :] if name is not None]
+
+
+# ── at the start ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_class_that_cannot_be_read_is_refused_when_the_app_is_opened(file_url: str, tmp_path: Path) -> None:
+    async def go() -> None:
+        app = App(file_url)
+        app.knows(named("a.bad", key="missing"))
+        with pytest.raises(UnknownEvent, match="key 'missing' is no field"):
+            async with app:
+                pass
+
+    asyncio.run(go())
+    assert list(tmp_path.iterdir()) == []

@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from trilogue import codec, projections
-from trilogue.builds import projection_of
+from trilogue.builds import projection_of, refuse_replay
 from trilogue.durations import Duration, microseconds, seconds
 from trilogue.errors import BadOption, LogError, OrphanedGroup, TimedOut, TwiceNamed, UnknownEvent, Unsupported
 from trilogue.events import Envelope, Receipt, Record, as_us, now_us
@@ -402,6 +402,7 @@ class App(Router, Streams, History, Projections):
         to: where. into: leave the group alone and make a new one that starts there. emits: also publish again what its handler
         returns. In place, a group that writes through `db` is emptied by its reset hook first. Raises Unsupported, UnknownEvent.
         """
+        refuse_replay(group)
         sub = next((sub for sub in self.subscriptions if sub.group.name == group), None)
         if sub is not None and sub.whole and into is None and to.end != "beginning":
             raise Unsupported(

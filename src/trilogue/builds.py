@@ -17,7 +17,7 @@ from typing import Literal
 
 import msgspec
 
-from trilogue.errors import BadOption, TrilogueError, UnknownEvent
+from trilogue.errors import BadOption, TrilogueError, UnknownEvent, Unsupported
 from trilogue.events import Group, Record
 from trilogue.outcomes import told
 from trilogue.ports import Query, State, Transaction
@@ -90,6 +90,14 @@ def projection_of(group: str) -> str | None:
     """
     found = _GROUP.fullmatch(group)
     return None if found is None else found[1]
+
+
+def refuse_replay(group: str) -> None:
+    """Raise Unsupported for the group of a projection: folding twice into one table is no way to build it anew."""
+    if (name := projection_of(group)) is not None:
+        raise Unsupported(
+            f"group {group!r} keeps a projection up to date: build it anew with `trilogue projections rebuild {name}`"
+        )
 
 
 def group_of(name: str, build: Build, app: str) -> Group:
@@ -357,11 +365,13 @@ def skip(tx: Transaction, name: str, skipped: Skip) -> None:
     keep(tx, name, row)
 
 
-def skipper(name: str) -> Callable[[Transaction, int], bool]:
-    """A function that says whether a position is passed over."""
+def not_skipped(name: str) -> Callable[[Transaction, Sequence[Record]], Sequence[int]]:
+    """A function that says which of some records are not passed over: their places among them."""
     owner = skip_owner(name)
 
-    def is_skipped(tx: Transaction, position: int) -> bool:
-        return tx.state(owner, "") is not None and tx.state(owner, f"{position:019d}") is not None
+    def wanted(tx: Transaction, records: Sequence[Record]) -> Sequence[int]:
+        if tx.state(owner, "") is None:
+            return range(len(records))
+        return [n for n, record in enumerate(records) if tx.state(owner, f"{record.position:019d}") is None]
 
-    return is_skipped
+    return wanted

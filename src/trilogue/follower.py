@@ -48,7 +48,7 @@ class Builder:
     def __init__(self, store: Store, projection: Projection, live: Build | None, build: Build) -> None:
         self._store, self._projection, self._live, self._build = store, projection, live, build
         self._tables = tables_of(projection, build.build)
-        self._is_skipped = builds.skipper(projection.name)
+        self._not_skipped = builds.not_skipped(projection.name)
         self._position = self._stored = build.position
         self._events = FIRST_EVENTS
 
@@ -135,17 +135,14 @@ class Builder:
         name, number, was = self._projection.name, self._build.build, self._stored
 
         def work(tx: Transaction) -> None:
-            wanted = self._wanted(tx, records)
+            wanted = self._not_skipped(tx, records)
             # First, because folding what somebody else has folded may fail, and would be taken for a bad event.
-            builds.advance(tx, name, number, was, end, len(wanted))
+            builds.advance(tx, name, number, was, was, len(wanted))
             self._apply(tx, [records[n] for n in wanted], [events[n] for n in wanted])
 
         calls = 1 + len(records) // (self._projection.sub.batch or 1)
         await self._store.transact(work, rows=1 + len(records), limit_us=calls * self._projection.sub.db_limit_us)
         self._stored = self._position = end
-
-    def _wanted(self, tx: Transaction, records: Sequence[Record]) -> list[int]:
-        return [n for n, record in enumerate(records) if not self._is_skipped(tx, record.position)]
 
     def _apply(self, tx: Transaction, records: Sequence[Record], events: Sequence[Any]) -> None:
         """Fold; what the projection returns to be published is dropped."""
@@ -222,7 +219,7 @@ class Follower:
         if live is not None and name not in self._live:
             group = builds.group_of(name, live, row.app)
             await self._store.bind([group])
-            sub = live_subscription(projection, live.build, group, builds.skipper(name))
+            sub = live_subscription(projection, live.build, group, builds.not_skipped(name))
             runner = Runner(self._store, sub, self._threads, self._source)
             self._live[name] = (live.build, runner)
             self._runners.append(runner)

@@ -485,8 +485,10 @@ class Gate:
         key = self.keys[name]
         key.out -= 1
         if due_us is not None:
-            # Of several given back together the first decides: it is the head of the rows.
-            self._hold(name, key, max(due_us, key.due_us) if key.has_rows and key.due_us < NEVER_US else due_us)
+            # Of several given back together one that has to wait decides, the earliest: if that is not the head of the rows,
+            # looking at them will tell. A later one would let the head wait longer than it was told to.
+            waits = [us for us in (due_us, key.due_us) if 0 < us < NEVER_US] if key.has_rows else []
+            self._hold(name, key, min(waits, default=due_us))
             self._waiting_follow(name, key)
         if key.out:
             return

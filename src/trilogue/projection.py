@@ -35,7 +35,7 @@ _WRITES = re.compile(r"(?:^|;)\s*(?:insert|update|delete|replace|create|drop|alt
 
 Erased = Callable[[str, Db], object]
 Switch = Literal["auto", "manual"]
-Decode = Callable[[Record], Any]
+Wanted = Callable[[Any, Sequence[Record]], Sequence[int]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -315,12 +315,12 @@ def _as_record(event: object, position: int) -> Record:
 # ── live ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def live_subscription(projection: Projection, build: int, group: Group, is_skipped: Callable[[Any, int], bool]) -> Subscription:
-    """The ordinary subscription that keeps a live build up to date. is_skipped: (transaction, position)."""
+def live_subscription(projection: Projection, build: int, group: Group, not_skipped: Wanted) -> Subscription:
+    """The ordinary subscription that keeps a live build up to date. not_skipped: which of some records are not passed over."""
     tables, sub = tables_of(projection, build), projection.sub
 
     def one(record: Record, db: Transaction, **extra: Any) -> Any:
-        if is_skipped(db, record.position):
+        if not not_skipped(db, (record,)):
             return None
         if projection.is_erasure(record):
             return forget(projection, record, View(db, tables))
@@ -329,11 +329,9 @@ def live_subscription(projection: Projection, build: int, group: Group, is_skipp
 
     def many(records: list[Record], db: Transaction) -> list[object]:
         wanted, events, failed = [], [], []
-        for n, record in enumerate(records):
-            if is_skipped(db, record.position):
-                continue
+        for n in not_skipped(db, records):
             try:
-                events.append(projection.decode(record))
+                events.append(projection.decode(records[n]))
                 wanted.append(n)
             except Exception as error:
                 failed.append(Failed(n, error))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import apsw
+import msgspec
 import pytest
 
 from trilogue.conformance.tools import Bench, answer, drain, envelope, group, number, numbers, take, until
@@ -74,6 +75,23 @@ def test_a_paused_group_does_not_spin(tmp_path: Path, monkeypatch: pytest.Monkey
         assert looks < 30, f"looked {looks} times in 0.3 s although paused"
 
     on_a_file(tmp_path, proof, options="lease_s=3600")
+
+
+def test_what_is_trimmed_leaves_no_rows_behind(tmp_path: Path) -> None:
+    """Reads would not show them: they only make the file grow."""
+
+    async def proof(bench: Bench) -> None:
+        store: Any = await bench.open()
+        tags = ("t:1", "ä:\u2028", 'q:"\\', "nul:\x00x")
+        sent = [msgspec.structs.replace(envelope(n, "k"), tags=tags, correlation_id="root") for n in range(10)]
+        await store.append(sent, expected=("s", 0))
+        await store.append([envelope(10)])
+        await store.trim(keep=1, streams=True, force=True)
+        left = [await store.query(f"select count(*) from trilogue_{name}") for name in ("records", "tags", "traces", "places")]
+        assert left == [[(2,)], [(len(tags),)], [(1,)], [(1,)]]
+        assert [len(await store.read(Query(tags=(tag,)))) for tag in tags] == [1] * len(tags)
+
+    on_a_file(tmp_path, proof)
 
 
 async def _silent(store: Any) -> bool:

@@ -13,7 +13,7 @@ import pytest
 from teller import ACCOUNTS, SEATS, START, Account, Moved, make_app, request, rows_of
 from test_kills import Crew, until
 
-from trilogue import App, Query, Record
+from trilogue import App, Record
 
 TELLER = str(Path(__file__).with_name("teller.py"))
 KILLING_S = 12.0

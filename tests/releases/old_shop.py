@@ -4,7 +4,8 @@
             order.placed 2: order, customer, total, note
     today   order.placed 3: order, customer, total, currency, note, gift     shop.jsonl holds one of each, as CloudEvents
 
-The files are what programs out there hold: they are added to and never changed.
+The files are what programs out there hold: they are added to and never changed. NAME.lock.json holds the released forms of
+the events in NAME.jsonl; a new version, or a new app of this package, adds to both.
 """
 
 import sqlite3

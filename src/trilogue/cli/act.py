@@ -17,6 +17,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from trilogue import SeekTo
+from trilogue.builds import refuse_replay
 from trilogue.cli.load import load_app
 from trilogue.cli.log import DEFAULT_LOG, GroupName, Log, group_status, near, opened
 from trilogue.cli.output import note, safe, say, stamp
@@ -162,6 +163,7 @@ async def _replayable(spec: str | None, log: Log) -> AsyncIterator[tuple[Store, 
 
 
 async def _check_replay(store: Store, group: str, target: SeekTo, into: str | None, yes: bool) -> None:
+    refuse_replay(group)
     status = await store.status()
     group_status(status, group)
     if target.position is not None and not status.oldest <= target.position <= status.head + 1:

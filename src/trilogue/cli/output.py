@@ -152,6 +152,7 @@ def record_fields(record: Record) -> dict[str, Any]:
         "position": record.position,
         "recorded": stamp(record.recorded_us),
         "type": record.type,
+        "schema_version": record.schema_version,
         "key": record.key,
         "id": record.id,
         "time": stamp(record.time_us),

@@ -161,6 +161,7 @@ async def promise_closed_streams_refuse(make_store: MakeStore) -> None:
         )
         same([isinstance(result, StreamClosed) for result in results], [True, False], "which of two are refused")
         same(await store.append([last], expected=("s", 1)), at[1:], "a writer that never got its answer asks again")
+        same(await store.append([last], expected=("s", ANY_VERSION)), at[1:], "the same, of one that expected no version")
         same(await store.close_stream("s", "again"), 2, "closing it again")
         body = await store.state("stream", "s") or b""
         expect(b"account closed" in body, f"the first reason stays, there is {body!r}")

@@ -67,6 +67,9 @@ class _Compared:
         if (id(was), id(now)) in self.seen:  # a type that holds itself
             return
         self.seen.add((id(was), id(now)))
+        if _is_anything(now) and not _is_anything(was):
+            yield Difference(at, "widened", f"was {shown(was, self.was)}, is anything")
+            return
         if "properties" in was and "properties" in now:
             yield from self.objects(was, now, at)
         if "prefixItems" in was and "prefixItems" in now:
@@ -118,6 +121,10 @@ class _Compared:
         return not list(_Compared(self.was, self.now, self.seen).nodes(was, now, ""))
 
 
+def _is_anything(node: Form) -> bool:
+    return not _rest(node)
+
+
 def _by_place(node: Form) -> Form:
     """A list with a type for each place, as an object with the places for names."""
     places = [f"{n:03d}" for n in range(len(node["prefixItems"]))]
@@ -147,10 +154,8 @@ def _outside(node: Form) -> Form:
 
 
 def _is_wider(was: Form, now: Form) -> bool:
-    """Whether everything that was allowed still is: more values of an enum, a number where there were whole ones, anything."""
+    """Whether everything that was allowed still is: more values of an enum, a number where there were whole ones."""
     old, new = _rest(was), _rest(now)
-    if not new:
-        return True
     if "enum" in old and "enum" in new:
         return set(map(repr, old.pop("enum"))) <= set(map(repr, new.pop("enum"))) and old == new
     return old.pop("type", None) == "integer" and new.pop("type", None) == "number" and old == new

@@ -274,11 +274,8 @@ def _repeated(sql: Sql, types: Types, envelopes: Sequence[Envelope], stream: str
         return None
     positions = []
     for n, envelope in enumerate(envelopes, 1):
-        there = sql.rows(
-            f"select {COLUMNS} from trilogue_records where stream = ? and version = ? and id = ?",
-            (stream, expected + n, envelope.id),
-        )
-        if not there:
+        there = sql.rows(f"select {COLUMNS} from trilogue_records where stream = ? and id = ?", (stream, envelope.id))
+        if not there or (expected != ANY_VERSION and record_of(sql, types, there[0]).version != expected + n):
             return None
         positions.append(same_or_conflict(sql, types, there[0], envelope, stream))
     return positions

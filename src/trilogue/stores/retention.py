@@ -23,7 +23,7 @@ def trim(sql: Sql, *, before_us: int | None, keep: int | None, needed: int | Non
     hidden = "select 1 from trilogue_state s where s.owner = 'stream' and s.id = r.stream and r.version < {first}"
     hidden = hidden.format(first="json_extract(cast(s.body as text), '$.first')")
     # The newest record of a stream stays whatever is asked: its version counts on.
-    newer = "select 1 from trilogue_records n where n.stream = r.stream and n.version = r.version + 1"
+    newer = "select 1 from trilogue_records n where n.stream = r.stream and n.version > r.version"
     kept = f"and (stream is null or exists ({newer}){'' if streams else f' and exists ({hidden})'})"
     doomed = f"from trilogue_records r where position < ? {held} {kept} order by position limit ?"
     which = (floor, TRIM_RECORDS)

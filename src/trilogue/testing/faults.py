@@ -1,6 +1,6 @@
 """What goes wrong on purpose, and where it is put in.
 
-    handler ──raises, or loses its lease──▶ answer ──▶ settle ──delivered again, or the worker dies──▶ the real store
+    handler ──raises, loses its lease, comes again──▶ answer ──▶ settle ──the worker dies──▶ the real store
 
 Faults of a group are a queue: each call takes the first, in the order in which they were asked for.
 """
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from trilogue.builds import projection_of
-from trilogue.errors import TrilogueError
+from trilogue.errors import Later, TrilogueError
 from trilogue.events import Delivery, Group, InTransaction, Settlement
 from trilogue.handlers import Subscription
 from trilogue.ports import Store
@@ -39,12 +39,8 @@ def fault_key(group: str) -> str:
     return group if name is None else f"projection.{name}"
 
 
-class Undone(TrilogueError):
-    """Raised inside a transaction that is not to happen. kind: the fault that says so."""
-
-    def __init__(self, kind: Kind) -> None:
-        super().__init__(f"undone by the test: {kind}")
-        self.kind = kind
+class Died(TrilogueError):
+    """The worker died inside a transaction: nothing of it happens."""
 
 
 class FaultyStore:
@@ -117,8 +113,7 @@ class FaultyStore:
 
     def settle(self, group: str, answers: Sequence[Answer]) -> Awaitable[list[Delivery]]:
         """Answer deliveries, as the faults say."""
-        answers = [self._spoiled(group, answer) for answer in answers]
-        if self.is_dead:
+        if self.is_dead or any(self._crashes(group, answer) for answer in answers):
             return _lost(answers)
         count = len(_deliveries(answers))
         if any(isinstance(answer, InTransaction) for answer in answers) and self.take(group, "lose"):
@@ -147,52 +142,48 @@ class FaultyStore:
     ) -> list[Delivery]:
         try:
             return await settling
-        except Undone:
+        except Died:
             self.over.set()
             return _deliveries(answers)
         finally:
             out[group] -= count
 
-    def _spoiled(self, group: str, answer: Answer) -> Answer:
-        """The answer, or what the next fault makes of it: the work was done, and the log does not learn of it."""
+    def _crashes(self, group: str, answer: Answer) -> bool:
+        """Whether the worker dies now: the work was done, and the log does not learn of it."""
         if isinstance(answer, InTransaction):
-            self._undo(group, answer)
-            return answer
-        fault = self.take(group, "again", "crash") if answer.verdict == "done" else None
-        if fault is not None and fault.kind == "crash":
+            self._crash_inside(group, answer)
+        elif answer.verdict == "done" and self.take(group, "crash"):
             self.is_dead = True
             self.over.set()
-        return answer if fault is None else Settlement(answer.delivery, "release")
+        return self.is_dead
 
-    def _undo(self, group: str, work: InTransaction) -> None:
-        """Let the effect happen; then, if a fault says so, undo it with its transaction."""
+    def _crash_inside(self, group: str, work: InTransaction) -> None:
+        """Let the effect happen; then, if the worker dies, undo it with everything else of its settlement."""
         run, failed = work.run, work.failed
 
-        def run_then_undo(db: Any) -> Sequence[Settlement]:
+        def run_then_die(db: Any) -> Sequence[Settlement]:
             settlements = run(db)
-            fault = self.take(group, "again", "crash")
-            if fault is not None:
-                raise Undone(fault.kind)
+            if self.take(group, "crash"):
+                self.is_dead = True
+                raise Died
             return settlements
 
-        def undone(error: Exception) -> Sequence[Settlement]:
-            if not isinstance(error, Undone):
-                return failed(error)
-            if error.kind == "crash":
-                self.is_dead = True
-                raise error  # nothing of the whole settlement happens
-            return [Settlement(delivery, "release") for delivery in work.deliveries]
+        def died(error: Exception) -> Sequence[Settlement]:
+            if isinstance(error, Died):
+                raise error
+            return failed(error)
 
-        work.run, work.failed = run_then_undo, undone
+        work.run, work.failed = run_then_die, died
 
     # ── the handlers ─────────────────────────────────────────────────────────────────────────────────────────────────
 
     def surround(self, sub: Subscription) -> Subscription:
-        """The subscription, with faults before its handler."""
+        """The subscription, with faults before and after its handler."""
         # In a transaction no lease can be lost, the write lock is held: it is taken away before, in settle().
         kinds: tuple[Kind, ...] = ("fail",) if sub.kind == "db" else ("fail", "lose")
         before = functools.partial(self._before, sub.group.name, kinds)
-        return dataclasses.replace(sub, handler=_surrounded(sub, before))
+        after = functools.partial(self._after, sub.group.name)
+        return dataclasses.replace(sub, handler=_surrounded(sub, before, after))
 
     def _before(self, group: str, kinds: Sequence[Kind]) -> Awaitable[None] | None:
         """Raise what the next fault says, or take the slots away: something to wait for."""
@@ -203,8 +194,13 @@ class FaultyStore:
             raise fault.error
         return inside.take_slots(self.real, group)
 
+    def _after(self, group: str) -> None:
+        """The work is done; if the next fault says so, what comes of it is dropped and the record comes again, uncharged."""
+        if self.take(group, "again"):
+            raise Later("0s")
 
-def _surrounded(sub: Subscription, before: Callable[[], Awaitable[None] | None]) -> Callable[..., Any]:
+
+def _surrounded(sub: Subscription, before: Callable[[], Awaitable[None] | None], after: Callable[[], None]) -> Callable[..., Any]:
     handler = sub.handler
     loop = asyncio.get_running_loop()
 
@@ -214,18 +210,24 @@ def _surrounded(sub: Subscription, before: Callable[[], Awaitable[None] | None])
             await first
         async for emitted in handler(event, **extra):
             yield emitted
+        after()
 
     @functools.wraps(handler)
     async def awaited(event: Any, **extra: Any) -> Any:
         if (first := before()) is not None:
             await first
-        return await handler(event, **extra)
+        outcome = await handler(event, **extra)
+        after()
+        return outcome
 
     @functools.wraps(handler)
     def called(event: Any, **extra: Any) -> Any:
         if (first := before()) is not None:
             asyncio.run_coroutine_threadsafe(_all_of(first), loop).result()
-        return handler(event, **extra)
+        outcome = handler(event, **extra)
+        outcome = list(outcome) if inspect.isgenerator(outcome) else outcome
+        after()
+        return outcome
 
     if inspect.isasyncgenfunction(handler):
         return collected
