@@ -4,6 +4,7 @@ import asyncio
 import base64
 import json
 import random
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -459,3 +460,48 @@ def test_the_command_says_what_is_open(
     run(main())
     assert cli(["erase", "u1", "--reason", "asked", "--yes", "--url", file_url]) == 1
     assert "open  forget has not read the fact" in capsys.readouterr().out
+
+
+OTHER = """
+import asyncio, random, sys
+sys.path.insert(0, "tests")
+from test_privacy_erase import App, Registered, Rejected, mails, text
+app = App(sys.argv[1])
+mails(app)
+
+async def main():
+    chance, erased = random.Random(3), 0
+    async with app.running():
+        ended = asyncio.create_task(asyncio.to_thread(sys.stdin.readline))
+        n = 0
+        while not ended.done():
+            who = chance.randrange(6)
+            try:
+                await app.publish(Registered(f"u{who}", text(who, chance), text(who, chance)))
+            except Rejected:
+                erased += 1
+            n += 1
+            if n == 300:
+                print("ready", flush=True)
+        await app.wait_idle()
+    print("erased" if erased else "none was refused")
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.processes
+def test_another_process_goes_on_meanwhile(file_url: str, tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", OTHER, file_url], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdin is not None
+        assert other.stdout is not None
+        assert other.stdout.readline() == "ready\n"
+        for who in (1, 4):
+            assert cli(["erase", f"u{who}", "--reason", "asked", "--yes", "--timeout", "60s", "--url", file_url]) == 0
+            assert not found(token(who), raw(tmp_path))
+        out, _ = other.communicate("end\n")
+        assert (other.returncode, out) == (0, "erased\n")
+    data = raw(tmp_path)
+    assert [who for who in range(6) if found(token(who), data)] == [0, 2, 3, 5]

@@ -10,7 +10,21 @@ from typing import Any
 import pytest
 from common import ADD, Sent, Watched, Won, counting, run
 
-from trilogue import App, BadOption, Context, Db, DeadLetter, Effect, Later, Retry, TimedOut, Unavailable, Unsupported
+from trilogue import (
+    App,
+    BadOption,
+    Context,
+    Db,
+    DeadLetter,
+    Effect,
+    Failed,
+    Later,
+    Reject,
+    Retry,
+    TimedOut,
+    Unavailable,
+    Unsupported,
+)
 from trilogue.events import now_us
 from trilogue.testing import World, simulated
 
@@ -241,6 +255,52 @@ def test_a_chain_of_timers_runs_a_whole_year(url: str) -> None:
             await world.publish(Watched("u1", "0"), delay="30d")
             await world.advance("365d")
             assert months == list(range(12))
+
+    run(main())
+
+
+def test_a_batch_that_failed_is_tried_again_when_its_first_record_is_due(url: str) -> None:
+    """Each record has a wait of its own; the key must not wait for the longest of them."""
+    app = App(url)
+    batches: list[list[str]] = []
+
+    @app.on(group="g", retry=HOURLY)
+    async def handle(es: list[Watched]) -> None:
+        batches.append([e.video for e in es])
+        if len(batches) == 1:
+            raise ValueError
+
+    async def main() -> None:
+        async with simulated(app) as world:
+            await app.publish_many([Watched("u1", str(n)) for n in range(12)])
+            await world.settle()
+            held = await world.held("g")
+            assert len(held) == 12
+            await world.advance(held[0].due - world.now)
+            assert batches[1][0] == "0"
+            await world.advance("1h")
+            assert [video for batch in batches[1:] for video in batch] == [str(n) for n in range(12)]
+
+    run(main())
+
+
+def test_a_record_is_tried_again_although_what_follows_of_its_key_is_parked(url: str) -> None:
+    app = App(url)
+    seen: list[str] = []
+
+    @app.on(group="g", retry=HOURLY, on_dead="park")
+    async def handle(es: list[Watched]) -> list[Failed]:
+        seen.extend(e.video for e in es)
+        return [Failed(0, ValueError()), Failed(1, Reject("never"))] if len(es) == 2 else []
+
+    async def main() -> None:
+        async with simulated(app) as world:
+            await app.publish_many([Watched("u1", "a"), Watched("u1", "b")])
+            await world.settle()
+            assert seen == ["a", "b"]
+            await world.advance("1h")
+            assert seen == ["a", "b", "a"]
+            assert [letter.record.position for letter in await world.dead("g")] == [2]
 
     run(main())
 

@@ -20,6 +20,7 @@ from trilogue.events import Group, Record
 from trilogue.handlers import Context, Effect, Failed, Subscription, subscription
 from trilogue.ports import Db, Transaction
 from trilogue.retry import Retry
+from trilogue.sealing import NoKeys
 
 ERASED = "trilogue.subject.erased"
 PROJECTED = "__trilogue_projection__"  # on a function: the pattern and options it was declared with
@@ -308,7 +309,7 @@ def fold_into(projection: Projection, events: Sequence[object], db: Db) -> list[
 
 
 def _as_record(event: object, position: int) -> Record:
-    fields = msgspec.structs.asdict(envelope(event))
+    fields = msgspec.structs.asdict(envelope(event, keys=NoKeys()))
     return Record(**fields, position=position, recorded_us=fields["time_us"])
 
 

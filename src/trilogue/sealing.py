@@ -46,6 +46,30 @@ class Keys(Protocol):
         ...
 
 
+class NoKeys:
+    """The keys of nobody, for events that are never stored: what is sealed with them is lost, everybody reads as erased."""
+
+    def seal(self, subject: str, plain: bytes, about: bytes) -> str:
+        """Nothing of it is kept."""
+        return PREFIX
+
+    def unseal(self, sealed: str, about: bytes) -> bytes | None:
+        """As if everybody had been erased."""
+        return None
+
+    def erasures(self) -> int:
+        """None of which is known."""
+        return 0
+
+    def seal_state(self, body: bytes, *, since: int | None = None) -> bytes | None:
+        """Not to be kept."""
+        return None
+
+    def unseal_state(self, sealed: bytes) -> bytes | None:
+        """As if somebody had been erased since."""
+        return None
+
+
 @dataclass(frozen=True, slots=True)
 class Sealing:
     """What is sealed in events of one class, by the names the JSON has.

@@ -67,6 +67,12 @@ async def held(bank: Bank, *accounts: str) -> list[Decimal]:
     return [(await bank.app.load(Account, account)).balance for account in accounts]
 
 
+async def goes_down(bank: Bank, world: World, group: str) -> None:
+    """Nobody handles what is asked of this group, until it is resumed."""
+    await bank.app.store.pause(group)
+    await world.settle()  # a pause has begun once every process has seen it
+
+
 # ── the repository ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -210,7 +216,7 @@ def test_what_cannot_be_given_is_returned(url: str, target: str) -> None:
 
 def test_what_cannot_be_returned_either_is_kept_for_its_owner(url: str) -> None:
     async def story(bank: Bank, world: World) -> None:
-        await bank.app.store.pause("bank.give")
+        await goes_down(bank, world, "bank.give")
         await request_transfer(bank.app, "t1", "a", "absent", D("30.00"))
         await world.settle()
         await bank.app.decide(Account, "a", lambda a: a.close())
@@ -226,7 +232,7 @@ def test_who_does_not_answer_in_time_is_not_waited_for(url: str, leg: str) -> No
     """The leg is recalled; when its service is back it finds that out, and does nothing."""
 
     async def story(bank: Bank, world: World) -> None:
-        await bank.app.store.pause(f"bank.{leg}")
+        await goes_down(bank, world, f"bank.{leg}")
         await request_transfer(bank.app, "t1", "a", "b", D("30.00"))
         await world.advance("14m")
         assert await world.published(TransferFailed) == []
@@ -246,7 +252,7 @@ def test_an_answer_that_got_lost_counts_when_it_is_asked_for(url: str) -> None:
     """The target was paid, but its answer fails to come: the recall finds the payment, and the transfer completes."""
 
     async def story(bank: Bank, world: World) -> None:
-        await bank.app.store.pause("bank.give")
+        await goes_down(bank, world, "bank.give")
         await request_transfer(bank.app, "t1", "a", "b", D("30.00"))
         await world.settle()
         command = (await world.published(GiveMoney))[0]
@@ -419,7 +425,7 @@ def test_the_auditor_is_not_fooled(event: object, broken: str) -> None:
             if isinstance(event, (MoneyDeposited, MoneyWithdrawn)):
                 await forged(bank, event, 1)
             else:
-                await bank.app.store.pause("bank.take")
+                await goes_down(bank, world, "bank.take")
                 await bank.app.publish(event)
             await world.settle()
             assert [name for name, holds in (await check(bank.app)).items() if not holds][:1] == [broken]

@@ -198,8 +198,12 @@ class BankMachine(RuleBasedStateMachine):
     @precondition(lambda self: not self.is_down)
     @rule()
     def the_target_side_goes_down(self) -> None:
+        async def down() -> None:
+            await self.bank.app.store.pause("bank.give")
+            await self.world.settle()
+
         self.is_down = True
-        self.runner.run(self.bank.app.store.pause("bank.give"))
+        self.runner.run(down())
 
     @precondition(lambda self: self.is_down)
     @rule()

@@ -1,36 +1,59 @@
-"""Retention: old records go, but not what somebody still needs."""
+"""Retention: old records go, but not what somebody still needs. A window of the log at a time, so that publishing goes on."""
 
-from trilogue.stores.log import newest, position_at
+from typing import Any
+
+import msgspec
+
+from trilogue.stores.log import newest, numbers, position_at
 from trilogue.stores.writer import Sql
 
 TRIM_RECORDS = 5_000
+WINDOW = 50_000
+
+# The newest record of a stream stays whatever is asked: its version counts on.
+_NEWER = "exists (select 1 from trilogue_records n where n.stream = r.stream and n.version > r.version)"
+_HIDDEN = (
+    "exists (select 1 from trilogue_state s where s.owner = 'stream' and s.id = r.stream "
+    "and r.version < json_extract(cast(s.body as text), '$.first'))"
+)
+_HELD = "exists (select 1 from trilogue_groups g join trilogue_held h on h.group_id = g.id and h.position = r.position)"
 
 
-def trim(sql: Sql, *, before_us: int | None, keep: int | None, needed: int | None, force: bool, streams: bool) -> int:
-    """Remove up to TRIM_RECORDS old records; returns how many. The newest record always stays: its position counts on.
-
-    needed: the first position some group still has to read.
-    """
-    floor = newest(sql)[0]
+def floor_of(sql: Sql, *, before_us: int | None, keep: int | None, needed: int | None) -> int:
+    """The first position that stays. needed: the first one some group still has to read."""
+    floor = newest(sql)[0]  # the newest record always stays: its position counts on
     if keep is not None:
         floor = min(floor, floor - keep + 1)
     if before_us is not None:
         floor = min(floor, position_at(sql, before_us))
-    if needed is not None and not force:
-        floor = min(floor, needed)
-    is_held = "select 1 from trilogue_groups g join trilogue_held h on h.group_id = g.id and h.position = r.position"
-    held = "" if force else f"and not exists ({is_held})"
-    hidden = "select 1 from trilogue_state s where s.owner = 'stream' and s.id = r.stream and r.version < {first}"
-    hidden = hidden.format(first="json_extract(cast(s.body as text), '$.first')")
-    # The newest record of a stream stays whatever is asked: its version counts on.
-    newer = "select 1 from trilogue_records n where n.stream = r.stream and n.version > r.version"
-    kept = f"and (stream is null or exists ({newer}){'' if streams else f' and exists ({hidden})'})"
-    doomed = f"from trilogue_records r where position < ? {held} {kept} order by position limit ?"
-    which = (floor, TRIM_RECORDS)
+    return floor if needed is None else min(floor, needed)
+
+
+def trim(sql: Sql, start: int, floor: int, *, force: bool, streams: bool) -> tuple[int, int]:
+    """Remove what may go of a window from `start` on; returns how many went, and where the next window begins."""
+    kept = f"stream is null or ({_NEWER}{'' if streams else f' and {_HIDDEN}'})"
+    held = "" if force else f"and not {_HELD}"
+    until = min(floor, start + WINDOW)
+    rows = sql.rows(
+        f"select position, slot, correlation, more from trilogue_records r where position >= ? and position < ? {held} "
+        f"and ({kept}) order by position limit ?",
+        (start, until, TRIM_RECORDS),
+    )
+    _remove(sql, rows, force=force)
+    return len(rows), rows[-1][0] + 1 if len(rows) == TRIM_RECORDS else until
+
+
+def _remove(sql: Sql, rows: list[Any], *, force: bool) -> None:
     if force:  # what is held of a record that is gone could never be handed out again, nor be finished
-        sql.many(f"delete from trilogue_held where position in (select position {doomed})", [which])
-    sql.many(f"delete from trilogue_places where (slot, position) in (select slot, position {doomed})", [which])
-    sql.many(f"delete from trilogue_traces where (correlation, position) in (select correlation, position {doomed})", [which])
-    tagged = f"select j.value, d.position from (select more, position {doomed}) d, json_each(cast(d.more as text), '$[3]') j"
-    sql.many(f"delete from trilogue_tags where (tag, position) in ({tagged})", [which])
-    return sql.many(f"delete from trilogue_records where position in (select position {doomed})", [which])
+        sql.rows(f"delete from trilogue_held where position in ({numbers(row[0] for row in rows)})")
+    sql.many("delete from trilogue_places where slot = ? and position = ?", [(slot, position) for position, slot, *_ in rows])
+    traces = [(correlation, position) for position, _, correlation, _ in rows if correlation is not None]
+    sql.many("delete from trilogue_traces where correlation = ? and position = ?", traces)
+    tags = [(tag, row[0]) for row in rows if row[3] for tag in _tags(row[3])]
+    sql.many("delete from trilogue_tags where tag = ? and position = ?", tags)
+    sql.many("delete from trilogue_records where position = ?", [(row[0],) for row in rows])
+
+
+def _tags(more: bytes) -> list[str]:
+    said: list[Any] = msgspec.json.decode(more)
+    return said[3] if len(said) > 3 else []

@@ -12,6 +12,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 from trilogue.errors import TrilogueError, Unavailable
@@ -314,13 +315,15 @@ class SqlStore:
         if before_us is None and keep is None:
             return 0
 
-        def remove(sql: Sql) -> int:
+        def remove(sql: Sql, start: int) -> tuple[int, int, int]:
             log.note_places(sql, self._db.writer_types, log.newest(sql)[0], least=1)  # what goes must have been counted
             needed = None if force else status.first_needed(sql, self._db.writer_types)
-            return retention.trim(sql, before_us=before_us, keep=keep, needed=needed, force=force, streams=streams)
+            floor = retention.floor_of(sql, before_us=before_us, keep=keep, needed=needed)
+            return *retention.trim(sql, max(start, log.oldest(sql)), floor, force=force, streams=streams), floor
 
-        removed = 0
-        while count := await self._write(remove, rows=retention.TRIM_RECORDS):
+        removed, start, floor = 0, 0, 1
+        while start < floor:
+            count, start, floor = await self._write(partial(remove, start=start), rows=retention.TRIM_RECORDS)
             removed += count
         return removed
 
