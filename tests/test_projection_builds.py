@@ -13,6 +13,7 @@ from trilogue import (
     BadOption,
     Db,
     Failed,
+    Group,
     HandlerFailed,
     OrphanedGroup,
     ProjectionStatus,
@@ -608,6 +609,21 @@ def test_two_programs_build_one(file_url: str) -> None:
             await asyncio.gather(one.wait_idle(), other.wait_idle())
             assert await one.db("select sum(n) from counts") == [(20_101,)]
             assert len(await badges(one)) == 101
+
+    run(main())
+
+
+def test_a_worker_that_is_late_makes_no_group(url: str) -> None:
+    async def main() -> None:
+        async with App(url) as app:
+            group = Group("projection.counts.b1", ("video.#",), start="existing")
+            await app.store.bind([group])
+            await app.publish(Watched("a"))
+            assert await app.store.claim(group.name, limit=10, wait_s=0.05) == []
+            assert (await app.store.status()).groups == []
+            await app.store.unbind(group.name)
+            with pytest.raises(UnknownEvent, match="was not bound here"):
+                await app.store.claim(group.name, limit=10, wait_s=0.05)
 
     run(main())
 

@@ -265,7 +265,7 @@ def test_a_batch_that_failed_is_tried_again_when_its_first_record_is_due(url: st
     batches: list[list[str]] = []
 
     @app.on(group="g", retry=HOURLY)
-    async def handle(es: list[Watched]) -> None:
+    def handle(es: list[Watched], db: Db) -> None:
         batches.append([e.video for e in es])
         if len(batches) == 1:
             raise ValueError
@@ -289,7 +289,7 @@ def test_a_record_is_tried_again_although_what_follows_of_its_key_is_parked(url:
     seen: list[str] = []
 
     @app.on(group="g", retry=HOURLY, on_dead="park")
-    async def handle(es: list[Watched]) -> list[Failed]:
+    def handle(es: list[Watched], db: Db) -> list[Failed]:
         seen.extend(e.video for e in es)
         return [Failed(0, ValueError()), Failed(1, Reject("never"))] if len(es) == 2 else []
 

@@ -137,7 +137,7 @@ class Builder:
         def work(tx: Transaction) -> None:
             wanted = self._not_skipped(tx, records)
             # First, because folding what somebody else has folded may fail, and would be taken for a bad event.
-            builds.advance(tx, name, number, was, was, len(wanted))
+            builds.advance(tx, name, number, was, end, len(wanted))
             self._apply(tx, [records[n] for n in wanted], [events[n] for n in wanted])
 
         calls = 1 + len(records) // (self._projection.sub.batch or 1)

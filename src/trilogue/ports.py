@@ -387,5 +387,5 @@ class Store(Protocol):
     async def rewrite(self) -> bool:
         """Write the files anew, so that nothing of what was deleted is left in them; False while a reader keeps old pages.
 
-        Blocks writing meanwhile, about a second for 200 MB; a log without tables of the user has nothing to write anew.
+        Blocks writing meanwhile, about a second for 100 MB; a log without tables of the user has nothing to write anew.
         """

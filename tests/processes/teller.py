@@ -56,6 +56,7 @@ class Moved:
     account: str
     amount: int
     request: str
+    balance: int  # as whoever decided saw it: another one than the fold of the stream tells of a stale decision
 
 
 class Account(Aggregate, stream="account-{id}", snapshot=Snapshot(every=10)):
@@ -65,7 +66,7 @@ class Account(Aggregate, stream="account-{id}", snapshot=Snapshot(every=10)):
         """The balance after it, and how many events it took; nothing moves below zero."""
         if self.balance + amount < 0:
             return [self.balance, 0]
-        self.emit(Moved(self.id, amount, request))
+        self.emit(Moved(self.id, amount, request, self.balance + amount))
         return [self.balance, 1]
 
     def apply(self, e: Moved) -> None:

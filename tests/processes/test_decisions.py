@@ -118,6 +118,7 @@ def judge(records: list[Record], rows: list[dict[str, Any]], facts: dict[str, An
         "transferred, not in the table": [r["id"] for r in answers if r.get("transferred") and r["id"] not in transfers],
         "refused, in the table": [r["id"] for r in answers if r.get("transferred") is False and r["id"] in transfers],
         "versions with gaps": _gaps(records),
+        "decided on what was not so": _stale(moved),
         "answers that are not true": _untrue(moved, answers),
         "answered in two ways": _two_ways(answers),
         "tables": _differences(balances, facts["balances"], 0) + _differences(balances, facts["states"], START),
@@ -143,6 +144,17 @@ def _gaps(records: list[Record]) -> list[tuple[str | None, list[int | None]]]:
     for record in records:
         streams.setdefault(record.stream, []).append(record.version)
     return [(name, versions) for name, versions in streams.items() if versions != list(range(1, len(versions) + 1))]
+
+
+def _stale(moved: list[tuple[Record, Moved]]) -> list[Moved]:
+    """Events whose balance is not the one their stream has there, or is below zero."""
+    balances: Counter[str] = Counter()
+    wrong = []
+    for _, e in moved:
+        balances[e.account] += e.amount
+        if e.balance != START + balances[e.account] or e.balance < 0:
+            wrong.append(e)
+    return wrong
 
 
 def _untrue(moved: list[tuple[Record, Moved]], answers: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -193,7 +205,8 @@ def _clean() -> tuple[list[Record], list[dict[str, Any]], dict[str, Any]]:
         for _, account, amount in legs:
             balances[account] += amount
             versions[account] += 1
-            records.append(_record(account, amount, id_, versions[account], len(records) + 1))
+            moved = Moved(account, amount, id_, START + balances[account])
+            records.append(_record(moved, versions[account], len(records) + 1))
         rows.append({"id": id_, "began": 0})
         if len(legs) == 2:
             transfers[id_] = legs[1][2]
@@ -205,9 +218,9 @@ def _clean() -> tuple[list[Record], list[dict[str, Any]], dict[str, Any]]:
     return records, rows, {"balances": dict(balances), "transfers": transfers, "states": states}
 
 
-def _record(account: str, amount: int, id_: str, version: int, position: int) -> Record:
-    data = msgspec.json.encode({"account": account, "amount": amount, "request": id_})
-    return Record(str(position), "money.moved", data, position=position, stream=f"account-{account}", version=version)
+def _record(e: Moved, version: int, position: int) -> Record:
+    stream = f"account-{e.account}"
+    return Record(str(position), "money.moved", msgspec.json.encode(e), position=position, stream=stream, version=version)
 
 
 def test_the_checker_finds_each_bug() -> None:
@@ -225,6 +238,8 @@ def test_the_checker_finds_each_bug() -> None:
     assert _wrong(records, [*rows, {"id": "x.99", "began": 0}], facts) == {"begun, never answered"}
     other = {**single, "answer": [single["answer"][0] + 1, 1], "repeated": True}
     assert _wrong(records, [*rows, other], facts) == {"answers that are not true", "answered in two ways"}
+    stale = [_record(Moved("acc0", 0, "x.0", 77), 1, 1), *records]
+    assert "decided on what was not so" in _wrong(stale, rows, facts)
     moved = {**facts, "balances": {**facts["balances"], "acc0": 77}}
     assert _wrong(records, rows, moved) == {"tables"}
 

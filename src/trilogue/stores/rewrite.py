@@ -19,7 +19,8 @@ CHECKPOINT_MS = 1_000  # nobody else writes meanwhile
 def rewrite(connection: SqliteConnection) -> bool:
     """Write the file anew and empty its log, while nobody else writes; False while a reader keeps old pages in the log.
 
-    Takes about a second for 200 MB, and as much room again, half of it in the folder for temporary files. Raises apsw errors.
+    Takes about a second for 100 MB, and twice as much room: beside the file and in the folder for temporary files. Raises apsw
+    errors.
     """
     with connection.alone(), contextlib.closing(connect(connection.path)) as own:
         names = [str(name) for (name,) in own.execute("select name from sqlite_master where type = 'table'").fetchall()]

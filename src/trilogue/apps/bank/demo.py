@@ -36,7 +36,7 @@ async def demo_bank(options: BankOptions) -> Json:
     if options.report == "json":
         sys.stdout.write(json.dumps(report, indent=2) + "\n")
     else:
-        show(report, Console())
+        show(report, options.db, Console())
     return report
 
 

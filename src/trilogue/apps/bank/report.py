@@ -5,17 +5,21 @@
           "reasons": {…}, "invariants": {"money_neither_made_nor_lost": true, …}}}
 """
 
+import shlex
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import quote
 
 from rich.console import Console
 from rich.table import Table
 
+from trilogue.apps.bank.scenario import ACCOUNT
+
 Json = dict[str, Any]
 
 
-def show(report: Json, console: Console) -> None:
-    """Print a report."""
+def show(report: Json, db: str | None, console: Console) -> None:
+    """Print a report. db: the file that was kept."""
     scenario, load = report["scenario"], report["load"]
     console.print(_history(scenario))
     for line in (*_scenario_lines(scenario), "", *_load_lines(load)):
@@ -23,16 +27,18 @@ def show(report: Json, console: Console) -> None:
     for name, holds in load["invariants"].items():
         mark = "[green]holds[/]" if holds else "[bold red]BROKEN[/]"
         console.print(f"  {name.replace('_', ' ')}: {mark}", highlight=False, soft_wrap=True)
+    for line in _look_around(db) if db is not None else ():
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def _history(scenario: Json) -> Table:
     table = Table(title=f"Account {scenario['account']}", title_justify="left", title_style="bold")
-    for name in ("event", "", "description", "amount", "balance"):
+    for name in ("event", "", "description", "who", "amount", "balance"):
         table.add_column(name, justify="right" if name in ("event", "amount", "balance") else "left")
     for line, balance in zip(scenario["history"], scenario["balances"], strict=True):
         sign = "-" if line["event"] == "MoneyWithdrawn" else "+"
         what = line["description"] or "first deposit"
-        table.add_row(str(line["version"]), line["event"], what, f"{sign}{line['amount']:,}", f"{balance:,}")
+        table.add_row(str(line["version"]), line["event"], what, line["who"], f"{sign}{line['amount']:,}", f"{balance:,}")
     return table
 
 
@@ -60,6 +66,13 @@ def _load_lines(load: Json) -> Iterator[str]:
     yield f"  {load['conflicts']:,} times somebody else was faster at an account; the rule was applied to what was there then"
     if load["lost_workers"]:
         yield f"  {load['lost_workers']} processes died on the way; the others went on with their work"
+
+
+def _look_around(db: str) -> Iterator[str]:
+    url = shlex.quote(f"sqlite:///{quote(db)}")
+    yield f"\nThe log is in {db}. Look around:"
+    for command in (f"streams show account-{ACCOUNT}", "tail transfer.failed --no-follow", "projections list", "status"):
+        yield f"  trilogue {command} --url {url}"
 
 
 def refusal(reason: str) -> str:

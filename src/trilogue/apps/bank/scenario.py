@@ -10,9 +10,11 @@ from collections.abc import Callable
 from decimal import Decimal
 from typing import Any
 
-from trilogue import App, Conflict
+from trilogue import App, Conflict, Record, audited
 from trilogue.apps.bank.account import Account
 from trilogue.apps.bank.errors import InsufficientFunds
+from trilogue.apps.bank.events import AccountCreated
+from trilogue.apps.bank.money import ZERO
 
 Json = dict[str, Any]
 ACCOUNT = "ACC001"
@@ -29,9 +31,10 @@ STEPS: tuple[Callable[[Account], None], ...] = (
 async def play(app: App) -> Json:
     """Play the scenario; what became of it."""
     known = (await app.load(Account, ACCOUNT)).version
-    for step in STEPS[known:]:
-        async with app.edit(Account, ACCOUNT) as account:
-            step(account)
+    with audited(who="clerk 7", why="demonstration"):
+        for step in STEPS[known:]:
+            async with app.edit(Account, ACCOUNT) as account:
+                step(account)
     kept = await app.take_snapshot(Account, ACCOUNT)
     return {
         "account": ACCOUNT,
@@ -49,20 +52,19 @@ async def _balance(app: App, version: int) -> int | float:
 
 
 async def _history(app: App) -> list[Json]:
-    records = [record async for record in app.history(stream=f"account-{ACCOUNT}", limit=len(STEPS))]
-    return [
-        {"version": record.version, "at": record.recorded.isoformat(), "event": type(e := app.decode(record)).__name__, **told(e)}
-        for record in records
-    ]
+    return [_line(app, record) async for record in app.history(stream=f"account-{ACCOUNT}", limit=len(STEPS))]
 
 
-def told(event: Any) -> Json:
-    """What a line of the history says of an event."""
-    amount = getattr(event, "amount", getattr(event, "initial_deposit", None))
+def _line(app: App, record: Record) -> Json:
+    event = app.decode(record)
     return {
-        "amount": None if amount is None else number(amount),
+        "version": record.version,
+        "at": record.recorded.isoformat(),
+        "who": (record.extensions or {}).get("who"),
+        "event": type(event).__name__,
+        "amount": number(event.initial_deposit if isinstance(event, AccountCreated) else event.amount),
         "description": getattr(event, "description", ""),
-        "before": number(getattr(event, "before", Decimal(0))),
+        "before": number(getattr(event, "before", ZERO)),
     }
 
 
