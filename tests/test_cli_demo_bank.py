@@ -48,6 +48,11 @@ def test_bank_goes_on_with_a_file(capsys: Captured, folder: Path) -> None:
     second = json.loads(capsys.readouterr().out)
     assert (first["load"]["transfers"], second["load"]["transfers"]) == (60, 90)
     assert (folder / "kept.db").exists()
+    assert main(line[:-2]) == 0
+    said = capsys.readouterr().out.splitlines()
+    for command in [line.split()[1:] for line in said if line.startswith("  trilogue ")]:
+        assert main(command) == 0
+        assert capsys.readouterr().out
 
 
 def test_bank_tells_it_to_people(capsys: Captured) -> None:

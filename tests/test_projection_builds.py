@@ -447,6 +447,34 @@ def test_a_batch_that_says_what_failed_stops_a_build_too(url: str) -> None:
     run(main())
 
 
+ENDLESS = "with recursive n(i) as (select 1 union all select i + 1 from n) insert into {counts} select i, 1 from n where i < 0"
+
+
+def test_endless_sql_stops_a_build_and_nothing_else(url: str) -> None:
+    async def main() -> None:
+        endless: set[str] = set()
+        app = App(url)
+
+        @app.projection(tables=COUNTS, db_limit="50ms")
+        def counts(e: Watched, db: Db) -> None:
+            db.execute(ADD_ONE, (e.user,))
+            if e.user in endless:
+                db.execute(ENDLESS)
+
+        async with app.running():
+            await app.publish_many([Watched("a"), Watched("b"), Watched("c")])
+            await app.wait_idle()
+            endless.add("b")
+            await app.rebuild("counts")
+            status = await until(lambda s: s.state == "failed", app)
+            assert (status.position, "TimedOut: its SQL took longer" in status.error) == (1, True)
+            await app.publish(Watched("d"))
+            await app.wait_idle()
+            assert await app.db("select count(*) from counts") == [(4,)]
+
+    run(main())
+
+
 def test_a_skipped_event_is_passed_over_in_builds_and_live(url: str) -> None:
     async def main() -> None:
         app = app_with(url, bad=lambda user: user == "bad")

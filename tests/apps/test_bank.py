@@ -150,7 +150,7 @@ def test_the_scenario_twice(url: str) -> None:
             assert found["snapshot"]["same"]
             assert found["snapshot"]["later_events"] == later
             assert "100.00 is available" in found["refused"]
-            assert [line["version"] for line in found["history"]] == [1, 2, 3, 4, 5, 6]
+            assert [(line["version"], line["who"]) for line in found["history"]] == [(n, "clerk 7") for n in range(1, 7)]
 
     told(url, story)
 

@@ -17,15 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from ledger_model import Account, Ledger, Moved, Named, NotEnough, SeatTaken, TakeSeat, decider, move
 
-from trilogue import (
-    App,
-    Conflict,
-    Db,
-    Decided,
-    Query,
-    Record,
-    StreamClosed,
-)
+from trilogue import App, Conflict, Db, Decided, Query, Record, StreamClosed
 
 T = TypeVar("T")
 IDS = ("a", "b", "c")

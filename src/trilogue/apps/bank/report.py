@@ -51,7 +51,7 @@ def _scenario_lines(scenario: Json) -> Iterator[str]:
         yield "Two copies were loaded, both deposited, AND BOTH WERE SAVED."
     kept = scenario["snapshot"]
     same = "the same account as all its events" if kept["same"] else "ANOTHER ACCOUNT THAN ALL ITS EVENTS"
-    yield f"The snapshot of version {kept['version']} and {kept['later_events']} later event give {same}."
+    yield f"The snapshot of version {kept['version']} and what came after it give {same}."
 
 
 def _load_lines(load: Json) -> Iterator[str]:
