@@ -193,9 +193,9 @@ def test_a_token_waits_for_a_read_model(url: str) -> None:
                 with pytest.raises(BadOption, match="give both"):
                     await app.db("select 1", **half)
             later = await app.publish(Deposited("a", Decimal(1)), delay="1d")
-            with pytest.raises(BadOption, match="no position yet"):
+            with pytest.raises(BadOption, match="is delayed"):
                 _ = later.token
-            with pytest.raises(BadOption, match="no position yet"):
+            with pytest.raises(BadOption, match="is delayed"):
                 await app.wait_for(later, "balances")
             if url == "memory://":
                 return

@@ -387,6 +387,7 @@ def test_each_check_of_a_process_can_fail() -> None:
     fails(lambda: story.waits("stuck", "29m"), "'stuck' in 29m", "got       'stuck' in 30m")
     fails(lambda: story.waits("remind", "5m"), "'remind' in 5m", "got       'stuck' in 30m")
     fails(lambda: given(Transfer).waits("stuck", "5m"), "got       no timer")
+    fails(lambda: given(Transfer, ASKED, TAKEN, Given("t1")).waits("stuck", "30m"), "got       no timer")
     fails(lambda: story.has(amount=Decimal(8)), "amount=Decimal('8')", "amount=Decimal('7')")
     fails(lambda: story.state(lambda s: s.reminded == 1), "does not pass its check")
     fails(lambda: story.rejects("no amount"), "nothing was raised", "Give(")

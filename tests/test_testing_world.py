@@ -113,14 +113,15 @@ def test_a_paused_group_and_a_parked_key_have_nothing_to_do(url: str) -> None:
             await world.publish(Watched("u1", "b"))
             await world.settle()
             assert [letter.parked for letter in await world.dead("g")] == [True]
-            await app.store.pause("g")
-            await world.settle()
-            await world.publish(Watched("u2", "c"))
-            await world.settle()
-            assert seen == []
-            await app.store.resume("g")
-            await world.settle()
-            assert seen == ["c"]
+            for n in range(10):
+                await app.store.pause("g")
+                await world.settle()
+                await world.publish(Watched("u2", str(n)))
+                await world.settle()
+                assert len(seen) == n
+                await app.store.resume("g")
+                await world.settle()
+                assert len(seen) == n + 1
 
     run(main())
 
@@ -569,7 +570,9 @@ def test_a_worker_that_lost_its_lease_still_runs_while_the_other_has_begun(url: 
     async def handle(e: Watched) -> Won:
         begun.append(1)
         mine = len(begun)
-        while len(begun) < 2:
+        while len(begun) < 2 or (mine == 1 and not at_once):
+            await asyncio.sleep(0.001)
+        for _ in range(20 if mine == 1 else 0):
             await asyncio.sleep(0.001)
         at_once.append(mine)
         return Won(e.user, str(mine))
@@ -579,7 +582,7 @@ def test_a_worker_that_lost_its_lease_still_runs_while_the_other_has_begun(url: 
             world.lose_lease(handle)
             await world.publish(Watched("u1"))
             await world.settle()
-            assert sorted(at_once) == [1, 2]
+            assert at_once == [2, 1]
             assert [won.badge for won in await world.published(Won)] == ["2"]  # what the first one said is refused
 
     run(main())

@@ -342,7 +342,7 @@ class Receipt(msgspec.Struct, frozen=True, gc=False):
     def token(self) -> str:
         """The position as text, to travel in an HTTP header: whoever has it can wait until a read model has got so far."""
         if self.position is None:
-            raise BadOption("a delayed event has no position yet: its receipt is no token")
+            raise BadOption("this event is delayed: it can be waited for once it is on the log, and has no token before")
         return str(self.position)
 
 

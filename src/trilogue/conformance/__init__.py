@@ -10,7 +10,7 @@ first. It is skipped exactly when the store does not list a Feature it needs. Wr
     def test_keeps(promise): asyncio.run(promise.keep(lambda: MyStore(...)))
 """
 
-from trilogue.conformance import effects, groups, log, streams, transactions, workers
+from trilogue.conformance import effects, groups, log, streams, successors, transactions, workers
 from trilogue.conformance.check import Outcome, check
 from trilogue.conformance.tools import PROMISES, Broken, MakeStore, Promise
 
@@ -25,6 +25,7 @@ __all__ = [
     "groups",
     "log",
     "streams",
+    "successors",
     "transactions",
     "workers",
 ]
