@@ -234,6 +234,26 @@ def test_a_version_that_waits_behind_a_held_record_is_shown_when_that_is_done(ur
     run(main())
 
 
+def test_a_fault_of_a_projection_waits_for_the_next_build_too(url: str) -> None:
+    app = shop(url)
+
+    async def main() -> None:
+        async with simulated(app) as world:
+            await world.settle()
+            world.fail("paid")
+            await app.rebuild("paid")
+            await world.settle()
+            await app.switch("paid")
+            await world.settle()
+            await world.publish(Placed("o1", "c1", 1))
+            await world.settle()
+            assert len(await world.held("paid")) == 1
+            await world.advance("1h")
+            assert await rows(app) == [("c1", 1)]
+
+    run(main())
+
+
 def test_a_paused_projection_has_nothing_to_do(url: str) -> None:
     app = shop(url)
 

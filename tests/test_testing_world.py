@@ -522,6 +522,21 @@ def test_a_crash_loses_everything_in_flight_charges_nothing_and_goes_on(url: str
     run(main())
 
 
+def test_what_a_dead_worker_had_is_taken_over_at_once(url: str) -> None:
+    """Without waiting for its lease to pass: its process is gone."""
+    app = App(f"{url}?lease_s=3600")
+    seen = seen_by(app)
+
+    async def main() -> None:
+        async with simulated(app) as world:
+            world.crash_after("g")
+            await world.publish(Watched("u1", "a"))
+            await world.settle(within="10s")
+            assert seen == ["a", "a"]
+
+    run(main())
+
+
 def test_timers_and_held_records_survive_a_crash(url: str) -> None:
     app = App(url)
     seen = seen_by(app, retry=HOURLY)

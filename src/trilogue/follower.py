@@ -31,6 +31,7 @@ WINDOW = 500_000
 FIRST_EVENTS, MOST_EVENTS = 250, 2_000
 QUICK_S, SLOW_S = 0.03, 0.1
 LOOK_S = 0.03
+REFUSED_S = 0.1
 REST_S = 1.0
 STOP_S = 1.0
 
@@ -65,7 +66,7 @@ class Builder:
                 return
             if state == "ready":
                 await self._store.changed(1.0)
-                await asyncio.sleep(LOOK_S)
+                await asyncio.sleep(LOOK_S if self._build.switch == "manual" else REFUSED_S)
 
     async def _mark(self) -> int:
         """Up to where this build may fold: what the live group has finished, so that nothing is published by neither."""

@@ -13,7 +13,7 @@ from typing import Any
 import apsw
 import pytest
 
-pytestmark = [pytest.mark.processes, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.processes, pytest.mark.timeout(290)]
 TRANSFERS = 800
 INVARIANTS = {
     "money_neither_made_nor_lost": True,
@@ -39,7 +39,7 @@ class Demo:
         return process
 
     def finish(self, process: subprocess.Popen[str]) -> dict[str, Any]:
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=200)
         assert process.returncode == 0, err
         report: dict[str, Any] = json.loads(out)
         assert report["load"]["invariants"] == INVARIANTS
@@ -75,7 +75,7 @@ def demo(tmp_path: Path) -> Iterator[Demo]:
     demo.end()
 
 
-def until(look: Callable[[], bool], what: str, within_s: float = 60) -> None:
+def until(look: Callable[[], bool], what: str, within_s: float = 120) -> None:
     end = time.monotonic() + within_s
     while not look():
         assert time.monotonic() < end, f"{what}, within {within_s} s"

@@ -135,7 +135,7 @@ class BankMachine(RuleBasedStateMachine):
     """Whatever is done, the bank and the paper agree."""
 
     name = st.sampled_from(ACCOUNTS)
-    amount = st.integers(-100, 30_000)
+    amount = st.one_of(st.integers(-100, 30_000), st.integers(1, 60).map(lambda n: n * 500))  # 5.00 brings half a cent a month
 
     def __init__(self) -> None:
         super().__init__()
@@ -166,7 +166,11 @@ class BankMachine(RuleBasedStateMachine):
         self.plain.passes(self.world.now + timedelta(**by))
         self.runner.run(self.world.advance(timedelta(**by).total_seconds()))
 
-    @rule(name=name, first=st.integers(-1, 200_000), limit=st.integers(-1, 50_000))
+    @rule(
+        name=name,
+        first=st.one_of(st.integers(-1, 200_000), st.integers(0, 99).map(lambda n: n * 500)),
+        limit=st.integers(-1, 50_000),
+    )
     def create(self, name: str, first: int, limit: int) -> None:
         happened = self.decide(name, lambda a: a.create(from_cents(first), from_cents(limit)))
         assert happened == (first >= 0 and limit >= 0 and self.plain.create(name, first, limit, self.world.now))
@@ -216,6 +220,14 @@ class BankMachine(RuleBasedStateMachine):
         self.runner.run(back())
         for number in list(self.plain.hanging):
             self.plain.give(number, self.world.now)
+
+    @precondition(lambda self: not self.is_down)
+    @rule(source=name, to=name, amount=amount, minutes=st.sampled_from((5, 16)))
+    def a_transfer_hangs(self, source: str, to: str, amount: int, minutes: int) -> None:
+        self.the_target_side_goes_down()
+        self.transfer(source=source, to=to, amount=amount)
+        self.wait(minutes=minutes)
+        self.the_target_side_comes_back()
 
     @rule(minutes=st.sampled_from((1, 7, 16)))
     def minutes_pass(self, minutes: int) -> None:
@@ -272,4 +284,4 @@ class BankMachine(RuleBasedStateMachine):
 
 
 TestBank = BankMachine.TestCase
-TestBank.settings = settings(max_examples=25, stateful_step_count=30, deadline=None)
+TestBank.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)

@@ -5,6 +5,7 @@ standard output  one line when its share of the transfers is asked for, one with
 """
 
 import asyncio
+import signal
 import sys
 import threading
 
@@ -43,4 +44,5 @@ def _say(line: bytes) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal; this one is told by its input
     asyncio.run(work(sys.argv[1], msgspec.json.decode(sys.argv[2], type=Load), int(sys.argv[3])))
