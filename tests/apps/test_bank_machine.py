@@ -150,6 +150,8 @@ class BankMachine(RuleBasedStateMachine):
     def opens(self) -> None:
         self.bank: Bank = make_bank("memory://")
         self.world: World = self.runner.run(self.stack.enter_async_context(simulated(self.bank.app)))
+        for name, first in (("a", 50_500), ("b", 1_500)):
+            self.create(name=name, first=first, limit=10_000)
 
     def decide(self, name: str, rule: Callable[[Account], object]) -> bool:
         async def decided() -> bool:
@@ -222,10 +224,12 @@ class BankMachine(RuleBasedStateMachine):
             self.plain.give(number, self.world.now)
 
     @precondition(lambda self: not self.is_down)
-    @rule(source=name, to=name, amount=amount, minutes=st.sampled_from((5, 16)))
-    def a_transfer_hangs(self, source: str, to: str, amount: int, minutes: int) -> None:
+    @rule(source=name, to=name, amount=amount, minutes=st.sampled_from((5, 16)), leaves=st.booleans())
+    def a_transfer_hangs(self, source: str, to: str, amount: int, minutes: int, leaves: bool) -> None:
         self.the_target_side_goes_down()
         self.transfer(source=source, to=to, amount=amount)
+        if leaves:
+            self.close(name=source)
         self.wait(minutes=minutes)
         self.the_target_side_comes_back()
 
