@@ -298,3 +298,26 @@ def _entries(loaded: Any) -> list[int]:
 
 TestDecisions = DecisionsMachine.TestCase
 TestDecisions.settings = settings(max_examples=25, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+def test_a_snapshot_of_what_was_hidden_meanwhile_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stream is truncated between the fold and the moment the state would be kept."""
+
+    async def proof() -> None:
+        async with App("memory://") as app:
+            account = Account("a")
+            for amount in (1, 2, 3):
+                account.move(amount)
+            await app.save(account)
+            transact = app.store.transact
+
+            async def truncated_before(work: Any, **options: Any) -> Any:
+                await app.truncate_stream("account-a", before=3)
+                return await transact(work, **options)
+
+            monkeypatch.setattr(app.store, "transact", truncated_before)
+            await app.take_snapshot(Account, "a")
+            monkeypatch.undo()
+            assert (await app.load(Account, "a")).entries == [3]
+
+    asyncio.run(proof())

@@ -1,0 +1,11 @@
+"""The bank as `MODULE:APP` for the command line; TRILOGUE_URL says where its log is.
+
+trilogue run trilogue.apps.bank.app:app --workers 2
+trilogue streams state account-ACC001 --app trilogue.apps.bank.app:app --version 3
+"""
+
+import os
+
+from trilogue.apps.bank.bank import make_bank
+
+app = make_bank(os.environ.get("TRILOGUE_URL", "sqlite:///bank.db")).app
