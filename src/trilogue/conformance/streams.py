@@ -242,7 +242,7 @@ async def promise_one_decision_wins(make_store: MakeStore) -> None:
             def take_seat(tx: Transaction, n: int, guard: Query = query) -> list[int]:
                 return tx.append([tagged(n, *guard.tags, kind="seat.taken")], unless=[guard])
 
-            tries = (stores[n % 2].transact(lambda tx, n=n: take_seat(tx, n)) for n in range(16))  # type: ignore[misc]
+            tries = (stores[n % 2].transact(lambda tx, n=n: take_seat(tx, n), rows=3) for n in range(16))  # type: ignore[misc]
             results = await asyncio.gather(*tries, return_exceptions=True)
             losers = [result for result in results if isinstance(result, Conflict)]
             same((len(losers), len(await stores[1].read(query))), (15, 1), "writers that lost, and seats taken")

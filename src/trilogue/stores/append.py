@@ -86,9 +86,8 @@ def _check_text(envelope: Envelope) -> None:
 
 def append_all(sql: Sql, types: Types, appends: Sequence[Append], now_us: int) -> list[list[int] | Conflict]:
     """Append independently of each other; each gets its positions, or the Conflict that refused it alone."""
-    head, last_us = newest(sql)
+    head, last_us = types.end(sql)
     at_us = max(now_us, last_us)
-    types.check_heads(sql)
     planned = _plan(sql, types, appends, head, at_us)
     rows = [row for _, own in planned if own is not None for row in own]
     stored = _insert(sql, rows)
@@ -103,6 +102,7 @@ def append_all(sql: Sql, types: Types, appends: Sequence[Append], now_us: int) -
         _alone(sql, types, append, at_us) if own is None else [row[0] for row in own] for append, own in planned
     ]
     is_plain = all(own is not None for _, own in planned)
+    types.newest = (head + len(rows), at_us) if is_plain and rows else None
     note_places(sql, types, head + len(rows) if is_plain else newest(sql)[0])
     return positions
 
@@ -284,7 +284,7 @@ def _repeated(sql: Sql, types: Types, envelopes: Sequence[Envelope], stream: str
 def emit(sql: Sql, types: Types, envelopes: Sequence[Envelope], now_us: int) -> None:
     """Append what a handler emitted; ids that are there already (a redelivery emits them again) are left alone."""
     head, last_us = newest(sql)
-    at_us = max(now_us, last_us)
+    at_us, types.newest = max(now_us, last_us), None
     rows = [_row(sql, types, envelope, head + n, at_us) for n, envelope in enumerate(envelopes, 1)]
     stored = sql.many(_INSERT, rows)
     tags = [(tag, envelope.id) for envelope in envelopes for tag in envelope.tags]

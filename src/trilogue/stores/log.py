@@ -23,14 +23,16 @@ Row = tuple[Any, ...]
 
 
 class Types:
-    """What the owner of one connection remembers: the numbers of (type, source, schema version), and versions of streams.
+    """What the owner of one connection remembers: the numbers of (type, source, schema version), and where things end.
 
-    heads: of streams that are not closed, true as long as no other process has committed.
+    heads: versions of streams that are not closed. newest: position and recorded time of the newest record. Both are true as
+    long as no other process has committed.
     """
 
     def __init__(self) -> None:
         self.placed: int | None = None
         self.heads: dict[str, int] = {}
+        self.newest: tuple[int, int] | None = None
         self._data_version = -1
         self._numbers: dict[tuple[str, str, int], int] = {}
         self.by_number: dict[int, tuple[str, str, int]] = {}
@@ -59,14 +61,16 @@ class Types:
         self._numbers.clear()
         self.by_number.clear()
         self.heads.clear()
-        self.placed = None
+        self.newest = self.placed = None
 
-    def check_heads(self, sql: Sql) -> None:
-        """Forget the versions of streams if another process has committed since they were read, or they became too many."""
+    def end(self, sql: Sql) -> tuple[int, int]:
+        """Position and recorded time of the newest record; what is remembered is forgotten if another process has committed."""
         version = sql.rows("pragma data_version")[0][0]
         if version != self._data_version or len(self.heads) > HEADS:
             self._data_version = version
             self.heads.clear()
+            self.newest = None
+        return self.newest or newest(sql)
 
     def matching(self, patterns: Sequence[str]) -> list[int]:
         """The numbers of all types the patterns mean."""
