@@ -12,12 +12,6 @@ class Moved:
     amount: int
 
 
-@event("machine.renamed")
-@dataclass(frozen=True)
-class Renamed:
-    name: str
-
-
 @event("machine.seat_taken", tags=("seat", "guest"))
 @dataclass(frozen=True)
 class SeatTaken:
@@ -42,18 +36,13 @@ class Account(Aggregate, stream="account-{id}", snapshot=Snapshot(every=2)):
         self.entries.append(e.amount)
 
 
-class Named(Aggregate, stream="account-{id}", snapshot=Snapshot(every=1)):
-    """Another fold of the same streams: snapshots of one must never be taken for those of the other."""
+class Mirrored(Aggregate, stream="account-{id}", snapshot=Snapshot(every=1)):
+    """Another fold of the same streams into the same fields: snapshots of one must never be taken for those of the other."""
 
     entries: list[int] = field(default_factory=list)
-    name: str = ""
 
-    def apply(self, e: Moved | Renamed) -> None:
-        match e:
-            case Moved():
-                self.entries.append(e.amount)
-            case Renamed():
-                self.name = e.name
+    def apply(self, e: Moved) -> None:
+        self.entries.append(-e.amount)
 
 
 def evolve(total: tuple[int, ...], e: Moved) -> tuple[int, ...]:

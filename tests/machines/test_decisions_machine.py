@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, assume, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from ledger_model import Account, Ledger, Moved, Named, NotEnough, SeatTaken, TakeSeat, decider, move
+from ledger_model import Account, Ledger, Mirrored, Moved, NotEnough, SeatTaken, TakeSeat, decider, move
 
 from trilogue import App, Conflict, Db, Decided, Query, Record, StreamClosed
 
@@ -214,7 +214,7 @@ class DecisionsMachine(RuleBasedStateMachine):
 
     # ── looking back ─────────────────────────────────────────────────────────────────────────────────────────────────
 
-    @rule(id_=ids, data=st.data(), model=st.sampled_from([Account, Named, decider]))
+    @rule(id_=ids, data=st.data(), model=st.sampled_from([Account, Mirrored, decider]))
     def look_back(self, id_: str, data: st.DataObject, model: Any) -> None:
         ledger = self.ledgers[id_]
         version = data.draw(st.integers(1, len(ledger.entries) + 1))
@@ -263,7 +263,7 @@ class DecisionsMachine(RuleBasedStateMachine):
     @invariant()
     def states_are_folds(self) -> None:
         for id_, ledger in self.ledgers.items():
-            for model in (Account, Named, decider):
+            for model in (Account, Mirrored, decider):
                 loaded = self.do(self.app.load(model, id_))  # type: ignore[call-overload]
                 assert _entries(loaded) == ledger.at(), f"{id_} as {model} is {_entries(loaded)}"
                 assert loaded.version == len(ledger.entries)
@@ -293,6 +293,8 @@ def _tags(record: Record) -> list[str]:
 
 
 def _entries(loaded: Any) -> list[int]:
+    if isinstance(loaded, Mirrored):
+        return [-amount for amount in loaded.entries]
     return list(loaded.state) if hasattr(loaded, "state") else loaded.entries
 
 
