@@ -227,6 +227,22 @@ def test_what_cannot_be_returned_either_is_kept_for_its_owner(url: str) -> None:
     told(url, story, "a")
 
 
+def test_a_service_that_comes_back_after_months_finds_the_recall(url: str) -> None:
+    """Stored answers are long forgotten by then."""
+
+    async def story(bank: Bank, world: World) -> None:
+        await goes_down(bank, world, "bank.give")
+        await request_transfer(bank.app, "t1", "a", "b", D("30.00"))
+        await world.advance("90d")
+        before = await held(bank, "a", "b")
+        await bank.app.store.resume("bank.give")
+        await world.settle()
+        assert await held(bank, "a", "b") == before
+        assert "transfer t1 recalled" in [line.description for line in await statement(bank.app, "b")]
+
+    told(url, story, "a", "b")
+
+
 @pytest.mark.parametrize("leg", ["take", "give"])
 def test_who_does_not_answer_in_time_is_not_waited_for(url: str, leg: str) -> None:
     """The leg is recalled; when its service is back it finds that out, and does nothing."""

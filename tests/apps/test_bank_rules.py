@@ -18,7 +18,15 @@ from trilogue.apps.bank.errors import (
     InvalidAmount,
     UnknownAccount,
 )
-from trilogue.apps.bank.events import AccountClosed, AccountCreated, FeeCharged, InterestPaid, MoneyDeposited, MoneyWithdrawn
+from trilogue.apps.bank.events import (
+    AccountClosed,
+    AccountCreated,
+    FeeCharged,
+    InterestPaid,
+    LegRecalled,
+    MoneyDeposited,
+    MoneyWithdrawn,
+)
 from trilogue.apps.bank.money import cents, from_cents, money, to_cents
 from trilogue.testing import given
 
@@ -63,6 +71,9 @@ ALLOWED: list[tuple[tuple[object, ...], Rule, tuple[object, ...]]] = [
     ((EMPTY,), ("end_month", 1), ()),
     (CLOSED, ("end_month", 1), ()),
     ((), ("end_month", 1), ()),
+    ((OPEN,), ("recall", "t1", "give"), (LegRecalled(ID, "t1", "give", D("1000.00")),)),
+    ((), ("recall", "t1", "give"), (LegRecalled(ID, "t1", "give", D("0.00")),)),
+    ((LegRecalled(ID, "t1", "give", D("0.00")),), ("recall", "t1", "give"), ()),
     (
         (OPEN, MoneyWithdrawn(ID, D("1499.50"), "", D("1000.00"))),
         ("end_month", 1),

@@ -12,18 +12,28 @@ from decimal import Decimal
 
 from trilogue import Aggregate, Snapshot
 from trilogue.apps.bank import rules
-from trilogue.apps.bank.events import AccountClosed, AccountCreated, FeeCharged, InterestPaid, MoneyDeposited, MoneyWithdrawn
+from trilogue.apps.bank.events import (
+    AccountClosed,
+    AccountCreated,
+    AccountEvent,
+    FeeCharged,
+    InterestPaid,
+    LegRecalled,
+    MoneyDeposited,
+    MoneyWithdrawn,
+)
 from trilogue.apps.bank.money import ZERO, positive
 
 Amount = Decimal | int | str
 
 
 class Account(Aggregate, stream="account-{id}", snapshot=Snapshot(every=100)):
-    """One account; its id is the account number."""
+    """One account; its id is the account number. recalled: legs of transfers that came too late, as "t1 give"."""
 
     status: rules.Status = "new"
     balance: Decimal = ZERO
     overdraft_limit: Decimal = ZERO
+    recalled: frozenset[str] = frozenset()
 
     @property
     def available(self) -> Decimal:
@@ -57,13 +67,18 @@ class Account(Aggregate, stream="account-{id}", snapshot=Snapshot(every=100)):
         if fee := rules.monthly_fee(self.available):
             self.emit(FeeCharged(self.id, fee, month, self.balance))
 
+    def recall(self, transfer: str, leg: str) -> None:
+        """Refuse a leg of a transfer from now on."""
+        if f"{transfer} {leg}" not in self.recalled:
+            self.emit(LegRecalled(self.id, transfer, leg, self.balance))
+
     def close(self) -> None:
         """Close the account and pay out what is left; raises AccountInDebt, UnknownAccount, AccountIsClosed."""
         rules.check_open(self.id, self.status)
         rules.check_closable(self.id, self.balance)
         self.emit(AccountClosed(self.id, self.balance))
 
-    def apply(self, e: AccountCreated | MoneyDeposited | MoneyWithdrawn | InterestPaid | FeeCharged | AccountClosed) -> None:
+    def apply(self, e: AccountEvent) -> None:
         """How an event changes the account, now and when it is read again."""
         match e:
             case AccountCreated():
@@ -72,5 +87,7 @@ class Account(Aggregate, stream="account-{id}", snapshot=Snapshot(every=100)):
                 self.balance += e.amount
             case MoneyWithdrawn() | FeeCharged():
                 self.balance -= e.amount
+            case LegRecalled():
+                self.recalled |= {f"{e.transfer} {e.leg}"}
             case AccountClosed():
                 self.status, self.balance = "closed", ZERO

@@ -18,6 +18,7 @@ from trilogue.apps.bank.events import (
     AccountEvent,
     FeeCharged,
     InterestPaid,
+    LegRecalled,
     MoneyDeposited,
     MoneyWithdrawn,
 )
@@ -33,6 +34,7 @@ class State:
     status: rules.Status = "new"
     balance: Decimal = ZERO
     overdraft_limit: Decimal = ZERO
+    recalled: frozenset[str] = frozenset()
 
     @property
     def available(self) -> Decimal:
@@ -47,11 +49,13 @@ def evolve(state: State, e: AccountEvent) -> State:
     """The state after an event."""
     match e:
         case AccountCreated():
-            return State("open", e.initial_deposit, e.overdraft_limit)
+            return replace(state, status="open", balance=e.initial_deposit, overdraft_limit=e.overdraft_limit)
         case MoneyDeposited() | InterestPaid():
             return replace(state, balance=state.balance + e.amount)
         case MoneyWithdrawn() | FeeCharged():
             return replace(state, balance=state.balance - e.amount)
+        case LegRecalled():
+            return replace(state, recalled=state.recalled | {f"{e.transfer} {e.leg}"})
         case AccountClosed():
             return replace(state, status="closed", balance=ZERO)
 
@@ -104,6 +108,15 @@ def end_month(account: str, month: int) -> Decide:
             *([InterestPaid(account, interest, month, state.balance)] if interest else ()),
             *([FeeCharged(account, fee, month, state.balance + interest)] if fee else ()),
         ]
+
+    return decide
+
+
+def recall(account: str, transfer: str, leg: str) -> Decide:
+    """Refuse a leg of a transfer from now on."""
+
+    def decide(state: State) -> list[AccountEvent]:
+        return [] if f"{transfer} {leg}" in state.recalled else [LegRecalled(account, transfer, leg, state.balance)]
 
     return decide
 

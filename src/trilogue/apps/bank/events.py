@@ -1,6 +1,6 @@
 """What happens in the bank. Amounts are Decimals of whole cents, positive; `before` is the balance just before.
 
-    account-ACC001   AccountCreated ── MoneyDeposited | MoneyWithdrawn | InterestPaid | FeeCharged … ── AccountClosed
+    account-ACC001   AccountCreated ── MoneyDeposited | MoneyWithdrawn | InterestPaid | … ── AccountClosed
 
 `transfer` names the transfer a movement belongs to, None at the counter.
 """
@@ -67,6 +67,17 @@ class FeeCharged:
     before: Decimal
 
 
+@event("account.leg_recalled", key="account")
+@dataclass(frozen=True, slots=True)
+class LegRecalled:
+    """A leg of a transfer did not come in time: should it come later, it is refused. leg: "take" or "give"."""
+
+    account: str
+    transfer: str
+    leg: str
+    before: Decimal
+
+
 @event("account.closed", key="account")
 @dataclass(frozen=True, slots=True)
 class AccountClosed:
@@ -76,4 +87,4 @@ class AccountClosed:
     final_balance: Decimal
 
 
-AccountEvent = AccountCreated | MoneyDeposited | MoneyWithdrawn | InterestPaid | FeeCharged | AccountClosed
+AccountEvent = AccountCreated | MoneyDeposited | MoneyWithdrawn | InterestPaid | FeeCharged | LegRecalled | AccountClosed

@@ -35,7 +35,7 @@ class Book:
 
     cents: int = 0
     limit: int = 0
-    status: str = "open"
+    status: str = "new"
     version: int = 0
     gap: bool = False
     wrong: bool = False
@@ -97,7 +97,7 @@ def enter(ledger: Ledger, record: Record, event: AccountEvent) -> None:
 def _move(ledger: Ledger, book: Book, event: AccountEvent) -> None:
     match event:
         case AccountCreated():
-            book.cents, book.limit = cents(event.initial_deposit), cents(event.overdraft_limit)
+            book.cents, book.limit, book.status = cents(event.initial_deposit), cents(event.overdraft_limit), "open"
         case MoneyDeposited():
             book.cents += cents(event.amount)
             ledger.given[event.transfer or ""] += cents(event.amount)
@@ -155,9 +155,13 @@ def every_transfer_ended(ledger: Ledger) -> bool:
     return ended.keys() == ledger.requested.keys() and all(count == 1 for count in ended.values())
 
 
+def _opened(ledger: Ledger) -> list[tuple[str, Book]]:
+    return [(account, book) for account, book in sorted(ledger.books.items()) if book.status != "new"]
+
+
 async def tables_agree(app: App, ledger: Ledger) -> bool:
     """Balances, statements and days are what the log says."""
-    balances = [(account, book.cents, book.limit, book.status) for account, book in sorted(ledger.books.items())]
+    balances = [(account, book.cents, book.limit, book.status) for account, book in _opened(ledger)]
     days = [(day, *sums) for day, sums in sorted(ledger.days.items())]
     tables: Sequence[tuple[str, list[Any]]] = (
         ("select account, cents, limit_cents, status from balances order by account", balances),

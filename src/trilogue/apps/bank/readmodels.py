@@ -17,10 +17,11 @@ from trilogue.apps.bank.events import (
     AccountEvent,
     FeeCharged,
     InterestPaid,
+    LegRecalled,
     MoneyDeposited,
     MoneyWithdrawn,
 )
-from trilogue.apps.bank.money import cents, from_cents
+from trilogue.apps.bank.money import ZERO, cents, from_cents
 
 DAY_US = 86_400_000_000
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -88,6 +89,8 @@ def movement(e: AccountEvent) -> Decimal:
             return e.amount
         case MoneyWithdrawn() | FeeCharged():
             return -e.amount
+        case LegRecalled():
+            return ZERO
         case AccountClosed():
             return -e.final_balance
 
@@ -114,6 +117,8 @@ def described(e: AccountEvent) -> str:
             return f"interest, month {e.month}"
         case FeeCharged():
             return f"fee, month {e.month}"
+        case LegRecalled():
+            return f"transfer {e.transfer} recalled"
         case AccountClosed():
             return "closed, paid out"
 

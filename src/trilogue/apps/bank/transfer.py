@@ -260,37 +260,31 @@ class Teller:
 
     async def recall(self, e: RecallMoney) -> MoneyTaken | MoneyGiven | LegRefused:
         """Decide that the leg does not happen; if it was decided before, say how."""
-        why = await self._once(e.transfer, e.leg, e.account, _too_late)
+        why = await self._once(e.transfer, e.leg, e.account, lambda a: a.recall(e.transfer, e.leg))
         if why is not None:
             return LegRefused(e.transfer, e.leg, why)
         return MoneyTaken(e.transfer) if e.leg == "take" else MoneyGiven(e.transfer)
 
     async def _once(self, transfer: str, leg: Leg, account: str, act: Callable[[Account], None]) -> str | None:
         """Why a leg does not happen, None if it did. The first answer is stored with the account and given ever after."""
-        tries = 0
+        tries, leg_name = 0, f"{transfer} {leg}"
 
         def decide(loaded: Account) -> str | None:
             nonlocal tries
             tries += 1
             try:
-                act(loaded)
+                # Answers are kept for a week, a recall is for good: a command that comes even later finds it here.
+                if leg_name not in loaded.recalled:
+                    act(loaded)
             except BankError as error:
                 return str(error)
-            return None
+            return f"account {account} did not answer within {PATIENCE}" if leg_name in loaded.recalled else None
 
         try:
-            why: str | None = (await self.app.decide(Account, account, decide, once=f"{transfer} {leg}")).answer
+            why: str | None = (await self.app.decide(Account, account, decide, once=leg_name)).answer
         finally:
             self.conflicts += max(0, tries - 1)
         return why
-
-
-class _TooLate(BankError):
-    pass
-
-
-def _too_late(account: Account) -> None:
-    raise _TooLate(f"account {account.id} did not answer within {PATIENCE}")
 
 
 async def request_transfer(app: App, transfer: str, source: str, target: str, amount: Decimal) -> None:
