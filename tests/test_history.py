@@ -16,6 +16,7 @@ from bank_words import (
     Enrolled,
     Full,
     InsufficientFunds,
+    Kept,
     State,
     Withdrawn,
     accounts,
@@ -24,7 +25,7 @@ from bank_words import (
 from common import Sent, Watched, Won
 from test_streams import run, with_table
 
-from trilogue import App, BadOption, Db, TimedOut, UnknownEvent, audited
+from trilogue import App, BadOption, Db, StreamClosed, TimedOut, UnknownEvent, audited
 from trilogue.events import Record
 
 
@@ -125,6 +126,21 @@ def test_a_trace_is_the_tree_of_what_was_caused(url: str) -> None:
                 await app.trace("nobody")
 
     asyncio.run(test())
+
+
+def test_a_trace_has_each_record_once_whatever_names_its_cause(url: str) -> None:
+    async def test(app: App) -> None:
+        causes = {"root": None, "child": "root", "self": "self", "a": "b", "b": "a", "tail": "b", "alone": "alone"}
+        for id, cause in causes.items():
+            envelope = app.envelope(Watched("u"), id=id)
+            correlation = "alone" if id == "alone" else "root"
+            await app.publish(msgspec.structs.replace(envelope, correlation_id=correlation, causation_id=cause))
+        tree = [("root", 0), ("child", 1), ("self", 0), ("a", 0), ("b", 1), ("tail", 2)]
+        for id, _ in tree:
+            assert [(each.record.id, each.depth) for each in await app.trace(id)] == tree
+        assert [(each.record.id, each.depth) for each in await app.trace("alone")] == [("alone", 0)]
+
+    run(url, test)
 
 
 def test_a_trace_is_found_before_and_after_its_places_are_noted(url: str) -> None:
@@ -261,6 +277,21 @@ def test_everything_from_a_program_without_an_event_loop(url: str) -> None:
         assert bus.load(Account, "a", version=1).balance == 5
         first, second = bus.history(stream="account-a", limit=2)
         assert first.recorded <= second.recorded + timedelta(0)
+
+
+def test_looking_after_streams_without_an_event_loop(url: str) -> None:
+    with App(url).sync() as bus:
+        for n in range(1, 4):
+            bus.decide(Kept, "k", lambda k, n=n: k.deposit(n))
+        assert bus.take_snapshot(Kept, "k") == 3
+        bus.truncate_stream("kept-k", before=3)
+        assert (bus.load(Kept, "k").balance, bus.load(Kept, "k", version=3).balance) == (3, 3)
+        assert bus.close_stream("kept-k", reason="moved") == 3
+        with pytest.raises(StreamClosed, match="is closed at version 3"):
+            bus.decide(Kept, "k", lambda k: k.deposit(1))
+        bus.wait_idle(timeout="20s")
+        assert bus.trim(keep=1, streams=True) == 2
+        assert [record.version for record in bus.history()] == [3]
 
 
 def lambda_total(state: int, e: Deposited) -> int:

@@ -284,6 +284,18 @@ def test_a_replay_from_the_middle_would_lose_instances(url: str) -> None:
     run(main())
 
 
+def test_a_replay_beside_would_count_everything_twice(url: str) -> None:
+    async def main() -> None:
+        async with transfers(url).running() as app:
+            before = await something(app)
+            with pytest.raises(Unsupported, match=r"runs process 'transfer', .* twice; leave out into="):
+                await app.replay(GROUP, SeekTo(end="beginning"), into="second")
+            assert [each.name for each in (await app.store.status()).groups] == [GROUP]
+            assert await app.processes() == before
+
+    run(main())
+
+
 def test_a_replay_of_what_was_trimmed_would_lose_instances(url: str) -> None:
     async def main() -> None:
         async with transfers(url).running() as app:

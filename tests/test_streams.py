@@ -23,7 +23,21 @@ from bank_words import (
     withdraw,
 )
 
-from trilogue import Aggregate, App, BadOption, Conflict, Db, OutcomeUnknown, Snapshot, StreamClosed, TimedOut, audited, event
+from trilogue import (
+    Aggregate,
+    App,
+    BadOption,
+    Conflict,
+    Db,
+    Decider,
+    OutcomeUnknown,
+    Rejected,
+    Snapshot,
+    StreamClosed,
+    TimedOut,
+    audited,
+    event,
+)
 from trilogue.rehydrate import OWNER
 
 Test = Callable[[App], Awaitable[None]]
@@ -484,21 +498,141 @@ def test_a_snapshot_nobody_can_read_is_passed_over(url: str, caplog: pytest.LogC
 
 
 def test_another_fold_discards_the_snapshot(url: str) -> None:
-    class Doubled(Aggregate, stream="kept-{id}", snapshot=Snapshot(every=5)):
+    class Changed(Aggregate, stream="kept-{id}", snapshot=Snapshot(every=5)):
         balance: Decimal = Decimal(0)
 
         def apply(self, e: Deposited) -> None:
             self.balance += 2 * e.amount
 
+    Changed.__qualname__ = Kept.__qualname__  # the same class after a deployment
+
     async def test(app: App) -> None:
         await app.decide(Kept, "k", lambda a: a.deposit(3))
         await app.take_snapshot(Kept, "k")
-        assert (await app.load(Doubled, "k")).balance == 6
-        await app.take_snapshot(Doubled, "k")
+        assert (await app.load(Changed, "k")).balance == 6
+        await app.take_snapshot(Changed, "k")
         assert len(await app.store.states(OWNER)) == 1  # the old fold's is gone
         assert (await app.load(Kept, "k")).balance == 3
 
     run(url, test)
+
+
+def test_two_models_of_one_stream_keep_their_own_snapshots(url: str) -> None:
+    class Count(Aggregate, stream="kept-{id}", snapshot=Snapshot(every=5)):
+        n: int = 0
+
+        def apply(self, e: Deposited) -> None:
+            self.n += 1
+
+    async def test(app: App) -> None:
+        await app.decide(Kept, "k", lambda a: a.deposit(3))
+        await app.take_snapshot(Kept, "k")
+        await app.take_snapshot(Count, "k")
+        assert len(await app.store.states(OWNER)) == 2
+        assert ((await app.load(Kept, "k")).balance, (await app.load(Count, "k")).n) == (3, 1)
+
+    run(url, test)
+
+
+@dataclass(frozen=True)
+class Empty:
+    pass
+
+
+@dataclass(frozen=True)
+class Owned:
+    owner: str
+
+
+def owning(state: Empty | Owned, e: CourseOpened) -> Empty | Owned:
+    return Owned(e.course)
+
+
+def collecting(state: dict[Any, Any], e: CourseOpened) -> dict[Any, Any]:
+    state[e.seats] = Decimal(e.seats)  # a fold may change what it was given
+    return state
+
+
+def test_a_state_that_json_makes_another_one_is_not_kept(url: str) -> None:
+    async def test(app: App) -> None:
+        for evolve, initial, state in ((owning, Empty(), Owned("c")), (collecting, {}, {7: Decimal(7)})):
+            decider: Decider[Any] = Decider("odd-{id}", initial, evolve, Snapshot(every=1))
+            await app.decide(decider, evolve.__name__, lambda _: CourseOpened("c", 7))
+            with pytest.raises((BadOption, TypeError)):
+                await app.take_snapshot(decider, evolve.__name__)
+            assert (await app.load(decider, evolve.__name__)).state == state
+            assert (await app.load(decider, "nobody")).state == type(initial)()  # nothing of another stream
+        assert await app.store.states(OWNER) == []
+
+    run(url, test)
+
+
+def test_what_is_emitted_while_it_is_saved_is_saved_next(url: str) -> None:
+    async def test(app: App) -> None:
+        account = await app.load(Account, "a")
+        account.deposit(1)
+        first = asyncio.create_task(app.save(account))
+        await asyncio.sleep(0)
+        account.deposit(10)
+        second = await app.save(account)
+        assert ((await first).version, second.version, account.version, account.uncommitted) == (1, 2, 2, ())
+        account.deposit(100)
+        saving = asyncio.create_task(app.save(account))
+        await asyncio.sleep(0)
+        saving.cancel()  # nobody knows whether it is stored
+        await asyncio.gather(saving, return_exceptions=True)
+        account.deposit(1000)
+        assert (await app.save(account)).version == 4
+        assert (await app.load(Account, "a")) == account
+        assert account.balance == 1111
+
+    run(url, test)
+
+
+def test_who_repeats_a_request_meanwhile_gets_its_answer_and_not_a_refusal(url: str) -> None:
+    async def test(app: App) -> None:
+        await app.decide(Account, "a", lambda a: a.deposit(5))
+        decided = False
+
+        async def late(query: Any) -> Any:
+            nonlocal decided
+            if not decided:  # the same request, by somebody who was faster
+                decided = True
+                await app.decide(Account, "a", lambda a: a.withdraw(5), once="r")
+            return await read(query)
+
+        read, app.store.read = app.store.read, late  # type: ignore[method-assign]
+        done = await app.decide(Account, "a", lambda a: a.withdraw(5), once="r")
+        assert (done.repeated, done.version) == (True, 2)
+
+    run(url, test)
+
+
+def test_a_stream_is_decided_on_twice_in_one_transaction(url: str) -> None:
+    async def test(app: App) -> None:
+        async with app.transaction() as tx:
+            await tx.decide(accounts, "a", lambda s: [Deposited("a", Decimal(5))])
+            state = await tx.decide(accounts, "a", withdraw("a", 2))
+            assert state == State(Decimal(3))
+            with pytest.raises(BadOption, match="as another model"):
+                await tx.load(Account, "a")
+        assert (await app.load(accounts, "a")).version == 2
+
+    run(url, test)
+
+
+@pytest.mark.parametrize("stream", ["", "x" * 513, "a\nb"])
+def test_names_of_streams_that_are_none(stream: str) -> None:
+    async def test(app: App) -> None:
+        envelope = app.envelope(CourseOpened("c", 1))
+        for attempt in (
+            app.store.append([envelope], expected=(stream, 0)),
+            app.store.transact(lambda tx: tx.append([envelope], stream=stream)),
+        ):
+            with pytest.raises(Rejected, match="cannot be a stream"):
+                await attempt
+
+    run("memory://", test)
 
 
 def test_a_slow_load_is_reason_enough(url: str) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from trilogue import App, BadOption, Conflict, Db, Unavailable, UnknownEvent, event
+from trilogue import App, BadOption, Conflict, Db, Decider, Unavailable, UnknownEvent, event
 
 
 @event("video.watched", key="user")
@@ -139,6 +139,39 @@ def test_the_end_of_the_block_frees_whoever_still_waits(url: str) -> None:
     thread.join(30)
     assert not thread.is_alive()
     assert "ended before this call did" in str(outcome[0]) or "is not open" in str(outcome[0])
+
+
+@pytest.mark.parametrize("of", ["rule", "effect", "evolve"])
+def test_what_the_bus_waits_for_cannot_call_it(url: str, of: str) -> None:
+    app, outcome = App(url), list[BaseException]()
+
+    def call(*_: object) -> None:
+        bus.publish(Watched("u"))
+
+    def evolve(state: int, e: Watched) -> int:
+        call()
+        return state
+
+    def ask() -> None:
+        try:
+            if of == "rule":
+                bus.decide(Decider("watcher-{id}", 0, evolve), "1", call)
+            elif of == "evolve":
+                bus.fold(evolve, 0)
+            else:
+                with bus.transaction() as tx:
+                    tx.effect(call)
+        except BadOption as error:
+            outcome.append(error)
+
+    with app.sync() as bus:
+        bus.publish(Watched("u"))
+        thread = threading.Thread(target=ask, daemon=True)
+        thread.start()
+        thread.join(30)
+        assert not thread.is_alive()
+        assert "for whose end the bus itself waits" in str(outcome[0])
+        assert len(list(bus.history())) == 1
 
 
 def test_an_error_inside_the_block_closes_too(url: str) -> None:

@@ -8,6 +8,7 @@ The annotation of apply() or evolve() says which events it folds; others in the 
 applied at once, so that there is one way an event changes the state, now and when it is read again.
 """
 
+import copy
 import dataclasses
 import dis
 import types
@@ -113,10 +114,11 @@ class Aggregate:
         self.apply(event)  # type: ignore[attr-defined]
         self.__dict__.setdefault("_uncommitted", []).append(event)
 
-    def mark_saved(self, version: int) -> None:
-        """Its events are stored, the stream has this version."""
+    def mark_saved(self, version: int, events: int | None = None) -> None:
+        """The first so many of its events (all of them if not given) are stored, and the stream has this version."""
         self.__dict__["_version"] = version
-        self.__dict__.pop("_uncommitted", None)
+        left = [] if events is None else self.__dict__.get("_uncommitted", [])[events:]
+        self.__dict__["_uncommitted"] = left
 
 
 def _checked_pattern(pattern: str, name: str) -> str:
@@ -246,19 +248,34 @@ class Reducer:
 def reducer_of(model: Any) -> Reducer:
     """The Reducer of an Aggregate class, a Decider or a Decision class; raises UnknownEvent naming what is wrong with it."""
     if isinstance(model, Decider):
-        return _reducer(model.evolve, model.stream, lambda _: model.initial, model.evolve, type(model.initial), model.snapshot)
+        return _of_decider(model)
     if not isinstance(model, type) or not issubclass(model, (Aggregate, Decision)) or not hasattr(model, "apply"):
         raise UnknownEvent(f"{model!r} is no Aggregate with apply(), no Decider and no Decision: nothing can be folded with it")
-    pattern, policy = getattr(model, "stream_pattern", ""), getattr(model, "snapshot_policy", None)
-    return _reducer(model.apply, pattern, model, _apply, model, policy)
+    name, pattern, policy = model.__qualname__, getattr(model, "stream_pattern", ""), getattr(model, "snapshot_policy", None)
+    classes = event_classes(model.apply, f"{name}.apply()")
+    coders = _coders(classes, name)
+    print_ = _fingerprint(model.apply, model, policy, coders)
+    return Reducer(name, pattern, coders, classes, model, _apply, model, policy, print_)
 
 
-def _reducer(
-    fold: Any, pattern: str, new: Callable[[str], Any], step: Callable[[Any, Any], Any], state: Any, policy: Snapshot | None
-) -> Reducer:
-    name = fold.__qualname__
-    classes = event_classes(fold, name)
-    return Reducer(name, pattern, _coders(classes, name), classes, new, step, state, policy, _fingerprint(fold, state, policy))
+def _of_decider(model: Decider[Any]) -> Reducer:
+    name, state = model.evolve.__qualname__, _state_of(model)
+    classes = event_classes(model.evolve, f"{name}()")
+    coders = _coders(classes, name)
+
+    def new(_: str) -> Any:
+        return copy.deepcopy(model.initial)  # a fold may change what it was given
+
+    print_ = _fingerprint(model.evolve, state, model.snapshot, coders, repr(model.initial))
+    return Reducer(name, model.stream, coders, classes, new, model.evolve, state, model.snapshot, print_)
+
+
+def _state_of(model: Decider[Any]) -> Any:
+    """The class of a Decider's states: what evolve() says it returns, which may be several, or else that of the first one."""
+    try:
+        return typing.get_type_hints(model.evolve).get("return", type(model.initial))
+    except (NameError, TypeError, AttributeError):  # said better where the events are read
+        return type(model.initial)
 
 
 def _apply(state: Any, event: Any) -> Any:
@@ -292,19 +309,27 @@ def _coders(classes: Sequence[type], name: str) -> dict[str, Coder]:
     return coders
 
 
-def _fingerprint(fold: Callable[..., Any], state: type, policy: Snapshot | None) -> str:
-    """Of the fold's code and the state's fields; a change that cannot be seen here is told by Snapshot(version=...)."""
-    fields = [(f.name, str(f.type)) for f in dataclasses.fields(state)] if dataclasses.is_dataclass(state) else []
-    said = repr((policy.version if policy else 1, fields, _instructions(fold.__code__)))
+def _fingerprint(fold: Callable[..., Any], state: Any, policy: Snapshot | None, types: Iterable[str], initial: str = "") -> str:
+    """Of what decides how events become a state: the fold's code, which events, the state's fields and where it begins.
+
+    A change that cannot be seen here, as in a function the fold calls, is told by Snapshot(version=...).
+    """
+    fields = dataclasses.fields(state) if dataclasses.is_dataclass(state) else ()
+    shape = [(f.name, str(f.type), repr(f.default), getattr(f.default_factory, "__qualname__", "")) for f in fields]
+    said = repr((policy.version if policy else 1, shape, sorted(types), initial, _instructions(fold.__code__)))
     return blake2b(said.encode(), digest_size=8).hexdigest()
 
 
 def _instructions(code: types.CodeType) -> list[Any]:
     """What a function does, without where it stands and what its docstring says; functions inside it included."""
-    return [
-        (each.opname, _instructions(each.argval) if isinstance(each.argval, types.CodeType) else repr(each.argval))
-        for each in dis.get_instructions(code)
-    ]
+    return [(each.opname, _constant(each.argval)) for each in dis.get_instructions(code)]
+
+
+def _constant(value: Any) -> Any:
+    """A constant as the same text in every process: a set is printed in another order in each."""
+    if isinstance(value, types.CodeType):
+        return _instructions(value)
+    return sorted(map(repr, value)) if isinstance(value, frozenset) else repr(value)
 
 
 def decided(outcome: Any) -> list[Any]:

@@ -31,7 +31,7 @@ from trilogue.events import Envelope, Receipt, Record, as_us, now_us
 from trilogue.follower import Follower
 from trilogue.handlers import NAME_CHARS, Subscription, subscription
 from trilogue.history import History
-from trilogue.instances import LISTED, ProcessInstance, process_instances, process_subscriptions
+from trilogue.instances import LISTED, ProcessInstance, process_instances, process_subscriptions, refuse_beside
 from trilogue.outcomes import cause
 from trilogue.patterns import check_pattern
 from trilogue.ports import Db, Query, SeekTo, Store
@@ -403,6 +403,8 @@ class App(Router, Streams, History, Projections):
         returns. In place, a group that writes through `db` is emptied by its reset hook first. Raises Unsupported, UnknownEvent.
         """
         refuse_replay(group)
+        if into is not None:
+            await refuse_beside(self.store, group)
         sub = next((sub for sub in self.subscriptions if sub.group.name == group), None)
         if sub is not None and sub.whole and into is None and to.end != "beginning":
             raise Unsupported(

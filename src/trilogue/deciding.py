@@ -84,14 +84,18 @@ def prepared(host: Host, aggregate: Aggregate, stream: str, events: Sequence[Any
     """The envelopes of an aggregate's events, the same ones if saving is tried again: their ids make it harmless."""
     envelopes: list[Envelope] = aggregate.__dict__.setdefault("_prepared", [])
     envelopes += [host.envelope(event, stream=stream) for event in events[len(envelopes) :]]
-    return envelopes
+    return envelopes[: len(events)]
 
 
-def saved(host: Host, aggregate: A, events: tuple[Any, ...], receipt: Receipt | None, answer: Any = None) -> Decided[A]:
-    """The aggregate's events are stored."""
-    before, version = aggregate.version, aggregate.version + len(events)
-    aggregate.__dict__.pop("_prepared", None)
-    aggregate.mark_saved(version)
+def saved(
+    host: Host, aggregate: A, before: int, events: tuple[Any, ...], receipt: Receipt | None, answer: Any = None
+) -> Decided[A]:
+    """The aggregate's events are stored behind the version it had before."""
+    version = before + len(events)
+    # What was emitted while this was being saved is still to be saved; and two savings at once are one.
+    count = max(0, version - aggregate.version)
+    aggregate.__dict__["_prepared"] = aggregate.__dict__.get("_prepared", [])[count:]
+    aggregate.mark_saved(max(version, aggregate.version), count)
     cls: Any = type(aggregate)
     every = cls.snapshot_policy.every if cls.snapshot_policy else None
     if every and version // every > before // every:
@@ -140,8 +144,7 @@ class Deciding:
 
     async def attempt(self) -> Any:
         """Load, rule, append; raises Conflict if somebody was faster."""
-        keys = self.host.keys if self.reducer.is_personal else None
-        self.since = None if keys is None else keys.erasures()
+        self._note_erasures()
         state, version = await loaded(self.host, self.reducer, self.id)
         state, events, answer = ruled(self.reducer, state, self.rule)
         envelopes = [self.host.envelope(event, stream=self.stream) for event in events]
@@ -152,6 +155,10 @@ class Deciding:
         positions = await self.host.store.append(envelopes, expected=(self.stream, version))
         return self._done(state, version, events, envelopes, positions, answer)
 
+    def _note_erasures(self) -> None:
+        keys = self.host.keys if self.reducer.is_personal else None
+        self.since = None if keys is None else keys.erasures()
+
     def _done(
         self, state: Any, version: int, events: tuple[Any, ...], envelopes: list[Envelope], positions: list[int], answer: Any
     ) -> Any:
@@ -159,7 +166,7 @@ class Deciding:
             return Decided(state, (), version, None, answer)
         receipt = receipt_of(self.host, envelopes[-1], positions[-1])
         if isinstance(state, Aggregate):
-            return saved(self.host, state, events, receipt, answer)
+            return saved(self.host, state, version, events, receipt, answer)
         return Decided(state, events, version + len(events), receipt, answer)
 
     async def _attempt_once(
@@ -231,12 +238,14 @@ class DecidingAcross(Deciding):
         cls: Any = type(decision)
         self.host, self.once, self.template = host, once, decision
         self.reducer, self.stream = reducer_of(cls), ""
+        self.since: int | None = None
 
     def _once_id(self) -> str:
         return f"{self.reducer.name}{SEPARATOR}{self.once}"
 
     async def attempt(self) -> Any:
         """Read the boundary, decide, append unless something matching arrived; raises Conflict if it did."""
+        self._note_erasures()
         decision, read = await read_boundary(self.host, self.template)
         events = tuple(decided(decision.decide()))
         envelopes = [self.host.envelope(event) for event in events]
@@ -277,14 +286,16 @@ async def read_boundary(host: Host, template: D, until: Until = NOW) -> tuple[D,
     newest = await host.store.read(Query(reverse=True, limit=1))
     head = newest[0].position if newest else 0
     guarded = [_query(part, reducer) for part in boundaries(decision)]
-    before = min(head, until.position or head) + 1
+    before = (head if until.position is None else min(head, until.position)) + 1
     until_us = None if until.time_us is None else until.time_us + 1
     found: dict[int, Record] = {}
     for query in guarded:
         async for page in pages(host.store, replace(query, before=before, until_us=until_us)):
             found.update((record.position, record) for record in page)
     for position in sorted(found):
-        decision = reducer.fold(decision, reducer.coders[found[position].type].read(found[position], host.keys))
+        code = reducer.coders.get(found[position].type)
+        if code is not None:  # else it is guarded, but changes nothing of what is decided
+            decision = reducer.fold(decision, code.read(found[position], host.keys))
     return decision, [replace(query, after=head) for query in guarded]
 
 

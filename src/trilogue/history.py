@@ -82,6 +82,8 @@ class History:
         """
         until, host = until_of(version, position, at), cast("Host", self)
         if isinstance(model, Decision):
+            if version is not None:
+                raise BadOption("a Decision reads many streams, which have versions of their own: say position= or at=")
             decision, _ = await read_boundary(host, model, until)
             return Decided(decision, tuple(decided(decision.decide())), 0, None)
         if rule is None:
@@ -160,12 +162,13 @@ class History:
 async def traced(store: Store, record: Record) -> list[Traced]:
     """Everything of a record's correlation, as a tree from its root on."""
     root = record.correlation_id or record.id
-    found = await store.read(Query(id=root)) if root != record.id else [record]
+    first = await store.read(Query(id=root)) if root != record.id else [record]
+    found = {each.position: each for each in first}
     async for page in pages(store, Query(correlation=root)):
-        found += page
+        found |= {each.position: each for each in page}  # the root is among them where it names itself
         if len(found) >= TRACED_RECORDS:
             break
-    return _tree(found[:TRACED_RECORDS])
+    return _tree(sorted(found.values(), key=lambda each: each.position)[:TRACED_RECORDS])
 
 
 def event_of(reducer: Reducer, record: Record, keys: Keys | None) -> Any:
@@ -193,17 +196,19 @@ def _text(value: object) -> str | None:
 
 
 def _tree(records: Sequence[Record]) -> list[Traced]:
-    """Each record after what caused it; what has no cause among them is a root."""
-    records = sorted(records, key=lambda record: record.position)
+    """Each record after what caused it. What has no cause among them is a root, and of those that cause each other the first."""
     ids = {record.id for record in records}
     caused: dict[str | None, list[Record]] = {}
     for record in records:
-        cause = record.causation_id if record.causation_id in ids else None
-        caused.setdefault(cause, []).append(record)
-    traced: list[Traced] = []
-    open_ = [(record, 0) for record in reversed(caused.get(None, []))]
-    while open_:
-        record, depth = open_.pop()
-        traced.append(Traced(record, depth))
-        open_ += [(child, depth + 1) for child in reversed(caused.pop(record.id, []))]
-    return traced
+        has_cause = record.causation_id in ids and record.causation_id != record.id
+        caused.setdefault(record.causation_id if has_cause else None, []).append(record)
+    found: dict[int, Traced] = {}
+    for root in (*caused.get(None, ()), *records):
+        open_ = [(root, 0)]
+        while open_:
+            record, depth = open_.pop()
+            if record.position in found:
+                continue
+            found[record.position] = Traced(record, depth)
+            open_ += [(child, depth + 1) for child in reversed(caused.get(record.id, ()))]
+    return list(found.values())

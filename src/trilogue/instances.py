@@ -316,6 +316,16 @@ async def process_instance(store: Store, name: str, id: str) -> ProcessInstance:
     return _shown(name, id, rows[0][0], mine, None) if rows else _unborn(name, id, mine)
 
 
+async def refuse_beside(store: Store, group: str) -> None:
+    """Raise Unsupported for the group of a process: the states belong to its name, and a second group would count on in them."""
+    for name, registered in (await _registered(store)).items():
+        if registered.group == group:
+            raise Unsupported(
+                f"group {group!r} runs process {name!r}, whose instances are there once: a second group would handle everything "
+                "twice; leave out into=, and replay it in place from the beginning"
+            )
+
+
 async def _registered(store: Store) -> dict[str, _Registered]:
     return {state.id: msgspec.json.decode(state.body, type=_Registered) for state in await store.states(REGISTERED, limit=PAGE)}
 

@@ -91,13 +91,16 @@ class Outcomes:
             decode = partial(_itself, event)
 
         def run(db: Db) -> list[Settlement]:
-            cause.set(delivery.record)
-            event = decode()
-            ctx = self.context(delivery)
-            outcome = sub.handler(event, db=db) if ctx is None else sub.handler(event, db=db, ctx=ctx)
-            events, effects = _sorted_out(outcome)
-            for effect in effects:
-                effect.write(db)
+            token = cause.set(delivery.record)
+            try:
+                event = decode()
+                ctx = self.context(delivery)
+                outcome = sub.handler(event, db=db) if ctx is None else sub.handler(event, db=db, ctx=ctx)
+                events, effects = _sorted_out(outcome)
+                for effect in effects:
+                    effect.write(db)
+            finally:
+                cause.reset(token)
             return [Settlement(delivery, emits=self._emits(delivery, [*events, *(ctx.emitted if ctx else ())]))]
 
         return self._transaction([delivery], run)
@@ -152,8 +155,7 @@ class Outcomes:
             return [*failed]
 
         def run(db: Db) -> list[Settlement]:
-            cause.set(deliveries[-1].record)
-            return self.batch_done(deliveries, events, self._sub.handler(events, db=db))
+            return self.batch_done(deliveries, events, self._called(deliveries[-1].record, events, db))
 
         return [*failed, self._transaction(deliveries, run)]
 
@@ -161,8 +163,14 @@ class Outcomes:
         failed, deliveries, events = self.decoded(batch)
         if not deliveries:
             return failed
-        cause.set(deliveries[-1].record)
-        return [*failed, *self.batch_done(deliveries, events, self._sub.handler(events, db=db))]
+        return [*failed, *self.batch_done(deliveries, events, self._called(deliveries[-1].record, events, db))]
+
+    def _called(self, record: Record, events: Sequence[Any], db: Db) -> Any:
+        token = cause.set(record)
+        try:
+            return self._sub.handler(events, db=db)
+        finally:
+            cause.reset(token)
 
     def batch_done(self, deliveries: Sequence[Delivery], events: Sequence[Any], outcome: Any) -> list[Settlement]:
         """The handler of a batch returned: events to publish, and what of the batch failed."""

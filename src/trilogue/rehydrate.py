@@ -17,7 +17,7 @@ import msgspec
 
 from trilogue.aggregate import Reducer
 from trilogue.codec import Keys
-from trilogue.errors import TrilogueError
+from trilogue.errors import BadOption, TrilogueError
 from trilogue.events import Record
 from trilogue.ports import Query, Store
 
@@ -37,6 +37,10 @@ class Until:
     version: int | None = None
     position: int | None = None
     time_us: int | None = None
+
+    def reaches(self, version: int, position: int) -> bool:
+        """Whether the place is not before this version and position."""
+        return version <= (self.version or version) and position <= (self.position or position)
 
     @property
     def is_now(self) -> bool:
@@ -108,15 +112,15 @@ async def pages(store: Store, query: Query) -> AsyncIterator[list[Record]]:
 
 def snapshot_id(stream: str, reducer: Reducer) -> str:
     """Under which a state is kept: another fold finds nothing."""
-    return f"{stream}{SEPARATOR}{reducer.fingerprint}"
+    return f"{stream}{SEPARATOR}{reducer.name}{SEPARATOR}{reducer.fingerprint}"
 
 
 async def _kept(store: Store, reducer: Reducer, id: str, keys: Keys | None, until: Until) -> tuple[Any, int, int]:
     """The kept state, its version and position; a new state where there is none, or none that helps."""
-    if reducer.snapshot is not None and until.is_now:
+    if reducer.snapshot is not None and until.time_us is None:
         body = await store.state(OWNER, snapshot_id(reducer.stream_of(id), reducer))
         kept = None if body is None else _opened(reducer, body, keys)
-        if kept is not None:
+        if kept is not None and until.reaches(kept[1], kept[2]):
             return kept
     return reducer.new(id), 0, 0
 
@@ -168,15 +172,19 @@ class Snapshots:
         stream = reducer.stream_of(id)
         begins = await self._store.state("stream", stream)
         found = await rehydrate(self._store, reducer, id, keys)
-        state = msgspec.Raw(msgspec.json.encode(found.state))
-        body: bytes | None = msgspec.json.encode(_Kept(found.version, found.position, state))
+        state = msgspec.json.encode(found.state)
+        if msgspec.json.decode(state, type=reducer.state) != found.state:
+            raise BadOption(
+                "its state comes back from JSON as another one: annotate its fields, and what evolve() returns, by what they hold"
+            )
+        body: bytes | None = msgspec.json.encode(_Kept(found.version, found.position, msgspec.Raw(state)))
         if reducer.is_personal:
             body = None if keys is None else keys.seal_state(body or b"", since=since)
 
         def keep(tx: Any) -> None:
             if tx.state("stream", stream) != begins:  # truncated meanwhile: this was folded from what is hidden now
                 return
-            tx.clear_states(OWNER, prefix=stream + SEPARATOR)  # those of earlier folds
+            tx.clear_states(OWNER, prefix=f"{stream}{SEPARATOR}{reducer.name}{SEPARATOR}")  # those of its earlier code
             tx.set_state(OWNER, snapshot_id(stream, reducer), body)
 
         if found.version and body is not None:

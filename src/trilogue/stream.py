@@ -96,7 +96,7 @@ class Streams:
         stream = reducer.stream_of(aggregate.id)
         envelopes = prepared(self, aggregate, stream, events)
         positions = await self.store.append(envelopes, expected=(stream, before))
-        return saved(self, aggregate, events, receipt_of(self, envelopes[-1], positions[-1]))
+        return saved(self, aggregate, before, events, receipt_of(self, envelopes[-1], positions[-1]))
 
     @contextlib.asynccontextmanager
     async def edit(self, model: type[A], id: str) -> AsyncIterator[A]:
@@ -130,7 +130,8 @@ class Streams:
 
         rule: a plain function of the state; for an Aggregate what it emits counts and what it returns is the answer, for a
         Decider it returns the events. A Decision brings its own. once: the id of the request: when it was decided before, within
-        seven days, nothing happens and the stored answer is returned, as plain JSON data. attempts: 1 to 1,000.
+        seven days, nothing happens and the stored answer is returned, as plain JSON data (what must never happen twice, however
+        late, is a fact of the aggregate itself). attempts: 1 to 1,000.
         Raises Conflict after the last attempt, and what the rule raises.
         """
         if not isinstance(attempts, int) or not 1 <= attempts <= MOST_ATTEMPTS:
@@ -141,10 +142,11 @@ class Streams:
         for attempt in range(1, attempts + 1):
             try:
                 return await deciding.attempt()
-            except StreamClosed:
-                raise
-            except Conflict:
-                if attempt == attempts:
+            except Exception as error:
+                # Refused perhaps because this very request was decided meanwhile, by somebody who also got it.
+                if once is not None and (repeated := await deciding.repeated()) is not None:
+                    return repeated
+                if not isinstance(error, Conflict) or isinstance(error, StreamClosed) or attempt == attempts:
                     raise
                 await asyncio.sleep(random.uniform(0, BACKOFF_S * attempt))
         raise AssertionError("a loop over at least one attempt has returned or raised")
@@ -197,36 +199,50 @@ def until_of(version: int | None, position: int | None, at: datetime | None) -> 
     return Until(version, position, None if at is None else as_us(at))
 
 
+@dataclass(slots=True)
+class _Part:
+    """A stream in a transaction. state: an Aggregate, or the state of a Decider after its `events`."""
+
+    model: Any
+    stream: str
+    state: Any
+    version: int
+    events: tuple[Any, ...] = ()
+
+
 class Together:
     """What a transaction() block collects. What it loads is saved, all with one commit, when the block ends."""
 
     def __init__(self, app: Streams) -> None:
         self._app = app
-        self._aggregates: list[tuple[Aggregate, str]] = []
-        self._streams: list[tuple[str, int, tuple[Any, ...]]] = []
+        self._parts: dict[str, _Part] = {}
         self._published: list[object] = []
         self._effects: list[Callable[[Db], object]] = []
         self.receipt: Receipt | None = None
 
     async def load(self, model: type[A], id: str) -> A:
         """The aggregate, to be saved with the transaction; the same object if it was loaded before."""
-        cls: Any = model
-        stream = reducer_of(cls).stream_of(id)
-        for known, its in self._aggregates:
-            if its == stream and isinstance(known, model):
-                return known
-        aggregate: A = await self._app.load(model, id)
-        self._aggregates.append((aggregate, stream))
+        aggregate: A = (await self._part(model, id)).state
         return aggregate
 
     async def decide(self, model: Decider[S], id: str, rule: Callable[[S], Any]) -> S:
         """Let a Decider's rule decide, to be appended with the transaction; the state after it."""
-        reducer = reducer_of(model)
-        before, version = await loaded(self._app, reducer, id)
-        after, events, _ = ruled(reducer, before, rule)
-        self._streams.append((reducer.stream_of(id), version, events))
-        state: S = after
+        part = await self._part(model, id)
+        part.state, events, _ = ruled(reducer_of(model), part.state, rule)
+        part.events += events
+        state: S = part.state
         return state
+
+    async def _part(self, model: Any, id: str) -> _Part:
+        reducer = reducer_of(model)
+        stream = reducer.stream_of(id)
+        if stream not in self._parts:
+            state, version = await loaded(self._app, reducer, id)
+            self._parts[stream] = _Part(model, stream, state, version)
+        part = self._parts[stream]
+        if part.model is not model:
+            raise BadOption(f"stream {stream!r} is in this transaction already, as another model: use one of them for it")
+        return part
 
     def publish(self, *events: object) -> None:
         """Publish with the transaction."""
@@ -239,22 +255,30 @@ class Together:
     async def commit(self) -> None:
         """Do all of it; transaction() calls this at the end of the block."""
         app = self._app
-        changed = [(aggregate, stream, aggregate.uncommitted) for aggregate, stream in self._aggregates if aggregate.uncommitted]
-        parts = [(stream, a.version, prepared(app, a, stream, events)) for a, stream, events in changed]
-        parts += [(s, version, [app.envelope(e, stream=s) for e in events]) for s, version, events in self._streams]
+        changed = [(part, self._envelopes(part)) for part in self._parts.values() if _events(part)]
         published = [app.envelope(event) for event in self._published]
 
         def write(tx: Transaction) -> list[list[int]]:
-            positions = [tx.append(own, stream=s, expected=version) for s, version, own in parts]
+            positions = [tx.append(own, stream=part.stream, expected=part.version) for part, own in changed]
             positions.append(tx.append(published) if published else [])
             for effect in self._effects:
                 effect(tx)
             return positions
 
         positions = await app.store.transact(write)
-        envelopes = [envelope for _, _, own in parts for envelope in own] + published
+        envelopes = [envelope for _, own in changed for envelope in own] + published
         at = [position for own in positions for position in own]
         if at:
             self.receipt = receipt_of(app, envelopes[-1], at[-1])
-        for aggregate, _, events in changed:
-            saved(app, aggregate, events, self.receipt)
+        for part, own in changed:
+            if isinstance(part.state, Aggregate):
+                saved(app, part.state, part.version, part.state.uncommitted[: len(own)], self.receipt)
+
+    def _envelopes(self, part: _Part) -> list[Envelope]:
+        if isinstance(part.state, Aggregate):
+            return prepared(self._app, part.state, part.stream, part.state.uncommitted)
+        return [self._app.envelope(event, stream=part.stream) for event in part.events]
+
+
+def _events(part: _Part) -> tuple[Any, ...]:
+    return part.state.uncommitted if isinstance(part.state, Aggregate) else part.events

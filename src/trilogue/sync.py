@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from trilogue.aggregate import Aggregate, Decider
 from trilogue.deciding import Decided
 from trilogue.durations import Duration
-from trilogue.errors import Unavailable
+from trilogue.errors import BadOption, Unavailable
 from trilogue.events import Receipt, Record
 from trilogue.history import Difference, Entry, Place, Traced
 from trilogue.instances import LISTED, ProcessInstance
@@ -72,10 +72,20 @@ class SyncApp:
         if loop is None:
             work.close()
             raise Unavailable("the store is not open: use it inside `with app.sync() as bus:`")
+        if self._waits_for_this_thread():
+            work.close()
+            raise BadOption(
+                "the bus was called by a rule, an effect or a setup, for whose end the bus itself waits: ask for what it needs "
+                "before, as `limit = bus.load(Limits, id)`, and hand it in"
+            )
         try:
             return asyncio.run_coroutine_threadsafe(work, loop).result()
         except CancelledError:
             raise Unavailable("the block of `with app.sync() as bus:` ended before this call did") from None
+
+    def _waits_for_this_thread(self) -> bool:
+        here = threading.current_thread()
+        return here is self._thread or here.name == f"trilogue-writer {getattr(self._app.store, 'path', None)}"
 
     def publish(
         self,
@@ -132,6 +142,21 @@ class SyncApp:
         """App.wait_for()."""
         self._wait(self._app.wait_for(receipt, group, timeout=timeout))
 
+    def wait_idle(self, *, timeout: Duration | None = None) -> None:
+        """App.wait_idle(): until the program that runs the handlers has nothing left to do."""
+        self._wait(self._app.wait_idle(timeout=timeout))
+
+    def trim(
+        self,
+        *,
+        older_than: Duration | None = None,
+        keep: int | None = None,
+        force: bool = False,
+        streams: bool = False,
+    ) -> int:
+        """App.trim()."""
+        return self._wait(self._app.trim(older_than=older_than, keep=keep, force=force, streams=streams))
+
     def processes(self, name: str | None = None, *, stuck: Duration | None = None, limit: int = LISTED) -> list[ProcessInstance]:
         """App.processes()."""
         return self._wait(self._app.processes(name, stuck=stuck, limit=limit))
@@ -168,6 +193,18 @@ class SyncApp:
         together = SyncTogether(self, Together(self._app))
         yield together
         self._wait(together.together.commit())
+
+    def close_stream(self, stream: str, *, reason: str) -> int:
+        """App.close_stream()."""
+        return self._wait(self._app.close_stream(stream, reason=reason))
+
+    def truncate_stream(self, stream: str, *, before: int) -> None:
+        """App.truncate_stream()."""
+        self._wait(self._app.truncate_stream(stream, before=before))
+
+    def take_snapshot(self, model: Any, id: str) -> int:
+        """App.take_snapshot()."""
+        return self._wait(self._app.take_snapshot(model, id))
 
     def what_if(self, model: Any, *id_and_rule: Any, **place: Any) -> Decided[Any]:
         """App.what_if()."""

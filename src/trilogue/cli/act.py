@@ -25,6 +25,7 @@ from trilogue.cli.show import PAGE, Position, letters_at
 from trilogue.durations import microseconds
 from trilogue.errors import BadOption, TrilogueError
 from trilogue.events import Record, now_us
+from trilogue.instances import refuse_beside
 from trilogue.ports import Store
 
 Yes = Annotated[bool, Parameter(name="--yes", help="Do not ask.")]
@@ -164,6 +165,8 @@ async def _replayable(spec: str | None, log: Log) -> AsyncIterator[tuple[Store, 
 
 async def _check_replay(store: Store, group: str, target: SeekTo, into: str | None, yes: bool) -> None:
     refuse_replay(group)
+    if into is not None:
+        await refuse_beside(store, group)
     status = await store.status()
     group_status(status, group)
     if target.position is not None and not status.oldest <= target.position <= status.head + 1:

@@ -63,6 +63,12 @@ def check_envelope(envelope: Envelope, payload_bytes: int) -> None:
         )
 
 
+def check_stream(stream: str) -> None:
+    """Raise Rejected for what cannot be the name of a stream."""
+    if not isinstance(stream, str) or not 0 < len(stream) <= STREAM_CHARS or not stream.isprintable():
+        raise Rejected(f"{stream!r} cannot be a stream: expected a text of 1 to {STREAM_CHARS} printable characters")
+
+
 def _is_plain(e: Envelope) -> bool:
     """Whether it obviously is Unicode text, as nearly every envelope is; saves looking closely."""
     caused = e.correlation_id is None or (e.correlation_id.isascii() and (e.causation_id or "").isascii())
@@ -93,7 +99,7 @@ def append_all(sql: Sql, types: Types, appends: Sequence[Append], now_us: int) -
     stored = _insert(sql, rows)
     if stored != len(rows):
         # Some id was there already: rare, so everything is taken back and done one by one.
-        sql.rows("delete from trilogue_records where position > ?", (head,))
+        sql.rows("delete from trilogue_records where position > ? and position <= ?", (head, head + len(rows)))
         types.heads.clear()
         planned = [(append, None) for append, _ in planned]
     else:
@@ -218,9 +224,11 @@ def _one_by_one(sql: Sql, types: Types, append: Append, at_us: int) -> list[int]
         types.heads.pop(stream, None)
         if is_closed or append.expected not in (ANY_VERSION, version):
             repeated = _repeated(sql, types, append.envelopes, stream, append.expected)
-            if repeated is not None:
+            if repeated and len(repeated) == len(append.envelopes):
                 return repeated
-            raise _refused(sql, types, stream, append.expected, version, is_closed=is_closed)
+            # What is there beyond the expected version may be this very append, to which something was added since.
+            if is_closed or not repeated or append.expected + len(repeated) != version:
+                raise _refused(sql, types, stream, append.expected, version, is_closed=is_closed)
     positions = []
     for envelope in append.envelopes:
         there = sql.rows(f"select {COLUMNS} from trilogue_records where id = ?", (envelope.id,))
@@ -245,7 +253,9 @@ def _refused(sql: Sql, types: Types, stream: str, expected: int, version: int, *
         by = str((record.extensions or {}).get("who") or record.source)
         last = f"version {version} is {record.type!r}, written by {by} at {record.recorded:%Y-%m-%d %H:%M:%S.%f} UTC"
     if is_closed:
-        told = f"stream {stream!r} is closed at version {version}: nothing is appended to it any more; {last}"
+        said = "select cast(body as text) ->> '$.closed' from trilogue_state where owner = 'stream' and id = ?"
+        why = sql.rows(said, (stream,))[0][0]
+        told = f"stream {stream!r} is closed at version {version} ({why}): nothing is appended to it any more; {last}"
         return StreamClosed(told, stream=stream, expected=expected, actual=version, by=by)
     return Conflict(
         f"stream {stream!r} has version {version}, expected was {expected}; {last}: load it again and decide again",
@@ -268,15 +278,13 @@ def same_or_conflict(sql: Sql, types: Types, row: Any, envelope: Envelope, strea
     )
 
 
-def _repeated(sql: Sql, types: Types, envelopes: Sequence[Envelope], stream: str, expected: int) -> list[int] | None:
-    """The positions, if exactly this append was done before: a writer that never got the answer asks again."""
-    if not envelopes:
-        return None
-    positions = []
+def _repeated(sql: Sql, types: Types, envelopes: Sequence[Envelope], stream: str, expected: int) -> list[int]:
+    """The positions of what was stored before, from the first envelope on: a writer that never got the answer asks again."""
+    positions: list[int] = []
     for n, envelope in enumerate(envelopes, 1):
         there = sql.rows(f"select {COLUMNS} from trilogue_records where stream = ? and id = ?", (stream, envelope.id))
         if not there or (expected != ANY_VERSION and record_of(sql, types, there[0]).version != expected + n):
-            return None
+            break
         positions.append(same_or_conflict(sql, types, there[0], envelope, stream))
     return positions
 

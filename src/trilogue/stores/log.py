@@ -62,6 +62,7 @@ class Types:
         self.by_number.clear()
         self.heads.clear()
         self.newest = self.placed = None
+        self._data_version = -1
 
     def end(self, sql: Sql) -> tuple[int, int]:
         """Position and recorded time of the newest record; what is remembered is forgotten if another process has committed."""

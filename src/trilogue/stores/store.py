@@ -127,6 +127,8 @@ class SqlStore:
         for envelope in envelopes:
             append.check_envelope(envelope, self.payload_bytes)
         stream, version = expected or (None, ANY_VERSION)
+        if stream is not None:
+            append.check_stream(stream)
         # Publishes of one turn of the loop become one statement: a savepoint each would cost as much as the insert.
         if not self._appends:
             self._db.writer.merge(self._append_all)
@@ -255,6 +257,7 @@ class SqlStore:
     async def pause(self, group: str) -> None:
         """Lend nothing of this group until resume()."""
         await self._write(lambda sql: groups.set_paused(sql, group, True))
+        self._worker.pause(group)
         self._look_again()
 
     async def resume(self, group: str) -> None:

@@ -11,7 +11,7 @@ from trilogue.errors import Conflict, Rejected
 from trilogue.events import Envelope, Group, Record, now_us
 from trilogue.ports import ANY_VERSION, Query
 from trilogue.stores import groups, log, timers
-from trilogue.stores.append import Append, append_all, check_envelope
+from trilogue.stores.append import Append, append_all, check_envelope, check_stream
 from trilogue.stores.sqlite import ApswSql
 from trilogue.stores.userdb import UserDb
 
@@ -47,6 +47,8 @@ class SqlTransaction(UserDb):
         """Put envelopes on the log; raises Conflict for another version, or a record that matches one of `unless`."""
         for envelope in envelopes:
             check_envelope(envelope, self._payload_bytes)
+        if stream is not None:
+            check_stream(stream)
         for query in unless:
             self._refuse_newer(query)
         outcome = append_all(self._sql, self._types, [Append(envelopes, stream, expected)], now_us())[0]

@@ -75,6 +75,11 @@ class Worker:
             self.attend_now.set()
         self.wake_all()
 
+    def pause(self, group: str) -> None:
+        """Lend nothing of a group from now on; other processes learn of it within milliseconds."""
+        if group in self._bound:
+            self._bound[group].paused = True
+
     async def leave(self) -> None:
         """Hand back what is out, uncharged, and give up all slots."""
         # No report for work may be under way: written after we have left, it would take slots that nobody works.

@@ -90,10 +90,14 @@ def _nothing() -> None:
 
 
 class Writer:
-    """The writer of one file; made and used on one event loop."""
+    """The writer of one file; made and used on one event loop.
 
-    def __init__(self, connection: Connection, *, name: str) -> None:
+    undone: called, maybe in the thread, when a whole transaction was undone: what was remembered of the file may not be true.
+    """
+
+    def __init__(self, connection: Connection, *, name: str, undone: Callable[[], None] = _nothing) -> None:
         self._connection = connection
+        self._undone = undone
         self._loop = asyncio.get_running_loop()
         self._queue: queue.SimpleQueue[list[Job] | None] = queue.SimpleQueue()
         self._waiting: list[Job] = []
@@ -251,9 +255,11 @@ class Writer:
             self._commit_s += (time.monotonic() - ready - self._commit_s) / 8
         except Again:
             connection.rollback()
+            self._undone()
             return 0
         except BaseException as error:
             connection.rollback()
+            self._undone()
             return self._fail(jobs[:done] or jobs, connection.translate(answerable(error), at_commit=done > 0))
         return done
 
