@@ -1,5 +1,8 @@
 """Aggregates, deciders and decisions by themselves: pure."""
 
+import os
+import subprocess
+import sys
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
@@ -108,6 +111,53 @@ def test_the_reducer_knows_the_events() -> None:
     state = reducer.new("a")
     assert reducer.fold(state, Opened("a", Decimal(9))).balance == 9
     assert reducer_of(accounts).fold(State(), Deposited("a", Decimal(4))) == State(Decimal(4))
+
+
+FINGERPRINT = """
+from dataclasses import dataclass
+from trilogue import Aggregate, Snapshot, event
+from trilogue.aggregate import reducer_of
+@event("x")
+@dataclass(frozen=True)
+class X:
+    kind: str
+class A(Aggregate, stream="a-{id}", snapshot=Snapshot(every=1)):
+    n: int = 0
+    def apply(self, e: X) -> None:
+        self.n += e.kind in {"a", "b", "c", "d"}
+print(reducer_of(A).fingerprint)
+"""
+
+
+def test_the_fingerprint_is_the_same_in_every_process() -> None:
+    prints = {
+        subprocess.run(
+            [sys.executable, "-c", FINGERPRINT], env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, check=True
+        ).stdout
+        for seed in ("1", "2", "3")
+    }
+    assert len(prints) == 1
+
+
+def test_what_else_is_folded_changes_the_fingerprint() -> None:
+    def fold(state: int, e: Deposited) -> int:
+        return state + 1
+
+    def more(state: int, e: Deposited | Withdrawn) -> int:
+        return state + 1
+
+    def zero(start: int) -> str:
+        class Counter(Aggregate, stream="c-{id}"):
+            n: int = start
+
+            def apply(self, e: Deposited) -> None:
+                self.n += 1
+
+        return reducer_of(Counter).fingerprint
+
+    prints = {reducer_of(Decider("x-{id}", initial, each)).fingerprint for initial in (0, 1) for each in (fold, more)}
+    assert len(prints) == 4
+    assert zero(0) != zero(100)
 
 
 def test_another_fold_has_another_fingerprint() -> None:

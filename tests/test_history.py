@@ -57,6 +57,10 @@ def test_what_if_across_streams(url: str) -> None:
         await app.publish(CourseOpened("c", 1))
         await app.decide(Enrol("c", "s"))
         assert (await app.what_if(Enrol("c", "t"), position=1)).events == (Enrolled("c", "t"),)
+        with pytest.raises(Full, match="0 seats"):
+            await app.what_if(Enrol("c", "t"), position=0)
+        with pytest.raises(BadOption, match="many streams"):
+            await app.what_if(Enrol("c", "t"), version=1)
         with pytest.raises(Full):
             await app.what_if(Enrol("c", "t"))
         assert len([record async for record in app.history()]) == 2

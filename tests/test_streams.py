@@ -27,6 +27,7 @@ from trilogue import (
     Aggregate,
     App,
     BadOption,
+    Boundary,
     Conflict,
     Db,
     Decider,
@@ -360,6 +361,23 @@ def test_a_decision_reads_all_parts_of_its_boundary(url: str) -> None:
         template = Enrol("c3", "t")
         await app.decide(template)
         assert (template.taken, template.seats) == (0, 0)  # what was given in is not changed
+
+    run(url, test)
+
+
+def test_a_boundary_may_guard_what_it_does_not_fold(url: str) -> None:
+    class Guarding(Enrol):
+        def boundary(self) -> list[Boundary]:
+            return [Boundary((f"course:{self.course}",), ("course.opened", "course.enrolled", "course.frozen"))]
+
+    @event("course.frozen", key="course", tags=("course",))
+    @dataclass(frozen=True)
+    class Frozen:
+        course: str
+
+    async def test(app: App) -> None:
+        await app.publish_many([CourseOpened("c", 2), Frozen("c")])
+        assert (await app.decide(Guarding("c", "s"))).events == (Enrolled("c", "s"),)
 
     run(url, test)
 

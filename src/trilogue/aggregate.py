@@ -315,9 +315,15 @@ def _fingerprint(fold: Callable[..., Any], state: Any, policy: Snapshot | None, 
     A change that cannot be seen here, as in a function the fold calls, is told by Snapshot(version=...).
     """
     fields = dataclasses.fields(state) if dataclasses.is_dataclass(state) else ()
-    shape = [(f.name, str(f.type), repr(f.default), getattr(f.default_factory, "__qualname__", "")) for f in fields]
+    shape = [(f.name, str(f.type), _default(f)) for f in fields]
     said = repr((policy.version if policy else 1, shape, sorted(types), initial, _instructions(fold.__code__)))
     return blake2b(said.encode(), digest_size=8).hexdigest()
+
+
+def _default(field: "dataclasses.Field[Any]") -> str:
+    if field.default_factory is not dataclasses.MISSING:
+        return getattr(field.default_factory, "__qualname__", "")
+    return "" if field.default is dataclasses.MISSING else repr(field.default)
 
 
 def _instructions(code: types.CodeType) -> list[Any]:

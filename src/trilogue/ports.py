@@ -142,8 +142,23 @@ class Transaction(Db, Protocol):
         """How many records are held ready for a group, and how many are parked; None if there is no such group."""
         ...
 
+    def group_reached(self, name: str) -> int:
+        """The position up to which a group has read everything, as Store.finished_to(); raises UnknownEvent."""
+        ...
+
+    def drop_group(self, name: str) -> None:
+        """Forget a group, its cursor and everything held for it; raises UnknownEvent."""
+        ...
+
     def drop_held(self, name: str, position: int) -> None:
         """Forget that a group gave up on a record; a parked key goes on with what follows."""
+        ...
+
+    def removed(self) -> tuple[int, int]:
+        """Position and recorded time of the newest record that trim() has removed; (0, 0) if none was.
+
+        The log is whole only after it, whatever older records have stayed.
+        """
         ...
 
 

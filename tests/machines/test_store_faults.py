@@ -52,6 +52,33 @@ def test_a_batch_that_is_lost_in_part_hands_back_the_rest(tmp_path: Path) -> Non
     on_a_file(tmp_path, proof, options="lease_s=3600")
 
 
+def test_nothing_is_remembered_over_a_failed_commit(tmp_path: Path) -> None:
+    """Whosever commit it was: the connection is a new one, and what others committed meanwhile is not known by it."""
+
+    async def proof(bench: Bench) -> None:
+        ours: Any = await bench.open(READERS)
+        other: Any = await bench.open()
+        await ours.append([envelope(1, id="one")], expected=("s", 0))
+        cursor = ours._db.connection.sql
+        rows = cursor.rows
+
+        def failing(sql: str, values: Any = ()) -> Any:
+            if sql == "commit":
+                cursor.rows = rows
+                raise apsw.IOError("disk I/O error")
+            return rows(sql, values)
+
+        cursor.rows = failing
+        await asyncio.to_thread(ours._db.writer._run_tick, lambda sql: None)  # a renewal of leases
+        for n in range(5):
+            await other.append([envelope(n)], expected=("s", n + 1))
+        assert await ours.append([envelope(1, id="one")], expected=("s", 0)) == [1]  # a repetition
+        assert [record.position for record in await ours.read(Query())] == [1, 2, 3, 4, 5, 6]
+        assert await ours.append([envelope(9)], expected=("s", 6)) == [7]
+
+    on_a_file(tmp_path, proof)
+
+
 def test_a_paused_group_does_not_spin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     looks = 0
     lend = worker_module.Worker._lend

@@ -89,6 +89,10 @@ class ApswSql:
         self._cursor.executemany(sql, values)
         return self._connection.total_changes() - before
 
+    def in_transaction(self) -> bool:
+        """Whether there is a transaction, begun and not undone."""
+        return self._connection.in_transaction
+
 
 class SqliteConnection:
     """The write connection: stores.writer.Connection over apsw and the lock file."""

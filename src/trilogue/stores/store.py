@@ -43,6 +43,7 @@ from trilogue.ports import (
 )
 from trilogue.stores import append, dead, groups, log, retention, status, streams, timers
 from trilogue.stores.database import Database
+from trilogue.stores.transaction import whole
 from trilogue.stores.worker import Worker
 from trilogue.stores.writer import Sql
 
@@ -248,8 +249,9 @@ class SqlStore:
         reset: Callable[[Db], None] | None = None,
     ) -> int:
         """Set a group, or a new one, to start again after the returned position."""
-        position: int = await self._write(
-            lambda sql: groups.seek(sql, group, to, into=into, emits=emits, reset=reset, db=self._db.transaction, now_us=now_us())
+        tx = self._opened().transaction
+        position = await self.transact(
+            lambda db: groups.seek(tx.sql, group, to, into=into, emits=emits, reset=reset, db=db, now_us=now_us()), rows=1
         )
         self._look_again()
         return position
@@ -374,14 +376,18 @@ class SqlStore:
     async def transact(self, work: Callable[[Transaction], T], *, rows: int = 1_000, limit_us: int | None = None) -> T:
         """Run `work` with the database in a transaction of its own."""
 
-        def run(_: Sql) -> T:
-            self._db.set_deadline(limit_us)
-            try:
-                return work(self._db.transaction)
-            finally:
-                self._db.set_deadline(None)
+        db = self._opened()
 
-        result: T = await self._write(run, rows=rows)
+        def timed() -> T:
+            db.set_deadline(limit_us)
+            try:
+                return work(db.transaction)
+            finally:
+                db.set_deadline(None)
+
+        translate, undone = db.connection.translate, db.writer_types.forget
+        run = whole(timed, in_transaction=db.in_transaction, translate=translate, undone=undone)
+        result: T = await self._write(lambda _: run(), rows=rows)
         if self._db.transaction.regrouped:
             self._db.transaction.regrouped = False
             self._look_again()

@@ -2,21 +2,48 @@
 
 handler(e, db) in its settlement  ──▶  execute, executemany
 store.transact(work)              ──▶  the same, and append, read, state, schedule, …
+
+SQLite undoes a whole transaction when a statement that writes is interrupted, or says OR ROLLBACK. What comes after it would
+be committed by itself, so it is refused.
 """
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
-from trilogue.errors import Conflict, Rejected
+from trilogue.errors import Conflict, LogError, Rejected, TimedOut
 from trilogue.events import Envelope, Group, Record, now_us
 from trilogue.ports import ANY_VERSION, Query
-from trilogue.stores import groups, log, timers
+from trilogue.stores import groups, log, retention, status, timers
 from trilogue.stores.append import Append, append_all, check_envelope, check_stream
 from trilogue.stores.sqlite import ApswSql
 from trilogue.stores.userdb import UserDb
+from trilogue.stores.writer import Again, Sql, answerable
 
+T = TypeVar("T")
 STATE_BYTES = 16 << 20
 OWNER_CHARS = 512
+_GONE = (
+    "an earlier statement was interrupted or said OR ROLLBACK, which undid the whole transaction, and the code went on as if "
+    "nothing had happened: let the error of that statement through"
+)
+
+
+class _Inside:
+    """Sql that runs inside a transaction or not at all."""
+
+    def __init__(self, sql: ApswSql) -> None:
+        self._sql = sql
+
+    def rows(self, sql: str, values: Any = ()) -> list[Any]:
+        if not self._sql.in_transaction():
+            raise TimedOut(_GONE)
+        return self._sql.rows(sql, values)
+
+    def many(self, sql: str, values: Any) -> int:
+        if not self._sql.in_transaction():
+            raise TimedOut(_GONE)
+        return self._sql.many(sql, values)
 
 
 class SqlTransaction(UserDb):
@@ -27,7 +54,7 @@ class SqlTransaction(UserDb):
     """
 
     def __init__(self, sql: ApswSql, types: log.Types, payload_bytes: int, scheduled: Callable[[int], None]) -> None:
-        super().__init__(sql)
+        super().__init__(_Inside(sql))
         self._types, self._payload_bytes, self._scheduled = types, payload_bytes, scheduled
         self.appended = self.regrouped = False
 
@@ -35,6 +62,11 @@ class SqlTransaction(UserDb):
     def now_us(self) -> int:
         """The wall clock, in microseconds."""
         return now_us()
+
+    @property
+    def sql(self) -> Sql:
+        """The cursor, for what the store itself does in the same transaction."""
+        return self._sql
 
     def append(
         self,
@@ -125,7 +157,55 @@ class SqlTransaction(UserDb):
         """How many records are held ready for a group, and how many are parked."""
         return groups.held(self._sql, name)
 
+    def group_reached(self, name: str) -> int:
+        """The position up to which a group has read everything; raises UnknownEvent."""
+        return status.finished_to(self._sql, self._types, name)
+
+    def drop_group(self, name: str) -> None:
+        """Forget a group; raises UnknownEvent."""
+        groups.drop(self._sql, name)
+        self.regrouped = True
+
+    def removed(self) -> tuple[int, int]:
+        """Position and recorded time of the newest record that trim() has removed; (0, 0) if none was."""
+        return retention.removed(self._sql)
+
     def drop_held(self, name: str, position: int) -> None:
         """Forget that a group gave up on a record."""
         groups.drop_held(self._sql, name, position)
         self.regrouped = True
+
+
+def whole(
+    work: Callable[[], T],
+    *,
+    in_transaction: Callable[[], bool],
+    translate: Callable[[Exception], Exception],
+    undone: Callable[[], None],
+) -> Callable[[], T]:
+    """`work`, so that it happens whole or not at all, and harms no other change that is written with it.
+
+    Where it has undone the whole transaction, all others are run again without it, and it fails alone. undone: what was
+    remembered of that transaction is not true.
+    """
+    doomed: list[Exception] = []
+
+    def run() -> T:
+        if doomed:
+            raise doomed[0]
+        try:
+            result = work()
+            if in_transaction():
+                return result
+            error: Exception = TimedOut(_GONE)
+        except BaseException as raised:
+            if in_transaction():
+                raise
+            error = translate(answerable(raised))
+        undone()
+        if isinstance(error, LogError):  # the disk is full: no fault of this work
+            raise error
+        doomed.append(error)
+        raise Again
+
+    return run

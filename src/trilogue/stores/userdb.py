@@ -13,7 +13,7 @@ import apsw
 
 from trilogue.errors import BadOption
 from trilogue.ports import Rows
-from trilogue.stores.sqlite import ApswSql
+from trilogue.stores.writer import Sql
 
 _FORBIDDEN = {
     "begin",
@@ -37,7 +37,7 @@ _VETTED = 1_000
 class UserDb:
     """ports.Db over a connection: the user's SQL, without what would break the transaction it runs in."""
 
-    def __init__(self, sql: ApswSql) -> None:
+    def __init__(self, sql: Sql) -> None:
         self._sql = sql
         self._vetted: set[str] = set()
 
