@@ -71,6 +71,8 @@ def test_state(log: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, mon
     assert "version 0" in out(capsys, *shown, "--at", "1h-ago")
     assert "is no time" in out(capsys, *shown, "--at", "7", code=2)
     assert "give one of them" in out(capsys, *shown, "--version", "1", "--position", "1", code=2)
+    missing = out(capsys, "streams", "state", "kept-K", "--app", "kept_program:app", code=1)
+    assert "there is no stream 'kept-K' on this log: expected its whole name" in missing
     assert "its streams are kept-{id}, account-{id}" in out(
         capsys, "streams", "state", "x-1", "--app", "kept_program:app", code=2
     )

@@ -115,3 +115,6 @@ def test_the_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: C
     assert "process 'x' is not on this log" in shell(capsys, "list", "x", code=2)
     assert "duration '1x' is not understood" in shell(capsys, "list", "--stuck", "1x", code=2)
     assert shell(capsys, "list", "--limit", "1").count("\n") == 2
+    for into in (["--into", "second"], []):  # without the App, neither beside nor in place
+        assert trilogue(["replay", GROUP, "--to", "beginning", *into]) == 2
+        assert "runs process 'transfer', whose instances are there once" in capsys.readouterr().err

@@ -19,9 +19,12 @@ from trilogue import (
     ProjectionStatus,
     SeekTo,
     TrilogueError,
+    TwiceNamed,
     UnknownEvent,
     Unsupported,
     audited,
+    builds,
+    projections,
 )
 
 COUNTS = {"counts": "user text primary key, n integer not null"}
@@ -384,10 +387,71 @@ def test_a_trimmed_log_does_not_replace_what_it_can_not_make_again(file_url: str
         async with app_with(file_url, version=2).running() as app:
             await app.wait_idle()
             status = await until(lambda s: s.state == "ready", app)
-            assert "what was removed before is missing here" in status.builds[-1].note
+            assert "were removed from the log: they are missing here" in status.builds[-1].note
             assert await app.db("select count(*) from counts") == [(10,)]
             await app.switch("counts")
             assert len(await app.db("select * from counts")) < 10
+
+    run(main())
+
+
+async def on_a_stream(app: App, *events: object) -> None:
+    await app.store.append([app.envelope(each, stream="s") for each in events], expected=("s", 0))
+
+
+def test_records_of_a_stream_that_stay_do_not_make_a_log_whole(file_url: str) -> None:
+    async def main() -> None:
+        async with app_with(file_url).running() as app:
+            await on_a_stream(app, Watched("s"))
+            await app.publish_many([Watched(f"u{n}") for n in range(10)])
+            await app.wait_idle()
+            assert await app.trim(keep=1) == 20
+        async with app_with(file_url, version=2).running() as app:
+            await app.wait_idle()
+            status = await until(lambda s: s.state == "ready", app)
+            assert "records up to position 21 were removed from the log: they are missing here" in status.builds[-1].note
+            assert await app.db("select count(*) from counts") == [(11,)]
+            await app.switch("counts")
+            assert await app.db("select * from counts") == [("s", 1)]
+        async with app_with(file_url, version=3).running() as app:  # what it can not make again, version 2 has not either
+            await app.wait_idle()
+            assert [(build.build, build.state) for build in (await status_of(app)).builds] == [(2, "old"), (3, "live")]
+
+    run(main())
+
+
+def test_what_is_removed_before_a_build_has_folded_it_is_missing_there(file_url: str) -> None:
+    async def main() -> None:
+        async with app_with(file_url).running() as app:
+            await on_a_stream(app, Watched("s"))
+            await app.publish_many([Watched(f"u{n}") for n in range(10)])
+            await app.wait_idle()
+        async with app_with(file_url, version=2, bad=lambda user: user == "u3").running() as app:
+            await until(lambda s: s.state == "failed", app)
+            await app.trim(keep=1, force=True)
+        async with app_with(file_url, version=2).running() as app:
+            status = await until(lambda s: s.state == "ready", app)
+            assert "records up to position 21 were removed" in status.builds[-1].note
+            assert await app.db("select count(*) from counts") == [(11,)]
+        async with app_with(file_url, version=2).running() as app:
+            await app.wait_idle()
+            assert (await status_of(app)).state == "ready"
+
+    run(main())
+
+
+def test_what_is_removed_after_a_build_has_folded_it_is_not_missing(file_url: str) -> None:
+    async def main() -> None:
+        async with app_with(file_url).running() as app:
+            await app.publish_many([Watched(f"u{n}") for n in range(10)])
+            await app.wait_idle()
+        async with app_with(file_url, version=2, bad=lambda user: user == "u6").running() as app:
+            await until(lambda s: s.state == "failed", app)
+            assert await app.trim(keep=1) == 6
+        async with app_with(file_url, version=2).running() as app:
+            await app.wait_idle()
+            assert (await status_of(app)).state == "live"
+            assert await app.db("select count(*) from counts") == [(10,)]
 
     run(main())
 
@@ -402,6 +466,88 @@ def test_what_a_build_still_needs_is_not_trimmed(file_url: str) -> None:
             await app.wait_idle()
             assert await app.trim(keep=1) == 9
             assert await app.db("select count(*) from counts") == [(10,)]
+
+    run(main())
+
+
+# ── readers never see less than before ──
+
+
+def test_a_build_that_is_behind_is_shown_only_by_force(file_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(projections, "BUSY_S", 0.2)
+
+    async def main() -> None:
+        async with app_with(file_url).running() as app:
+            await app.publish_many([Watched("a")] * 3)
+            await app.wait_idle()
+            async with app_with(file_url, version=2, switch="manual").running() as newer:
+                await until(lambda s: s.state == "ready", newer)
+            await app.publish_many([Watched("b")] * 100)
+            await app.wait_idle()
+            with pytest.raises(
+                TrilogueError, match="up to position 6, and readers see up to 206: let the program of version 2 run"
+            ):
+                await app.switch("counts")
+            assert await app.db("select sum(n) from counts") == [(103,)]
+            async with app_with(file_url, version=2, switch="manual").running() as newer:
+                await newer.wait_idle()
+                assert (await status_of(newer)).state == "ready"  # nobody asks any more
+            await app.publish(Watched("c"))
+            await app.wait_idle()
+            assert await app.switch("counts", force=True) == 2
+            assert await app.db("select sum(n) from counts") == [(103,)]
+        async with app_with(file_url, version=2).running() as app:
+            await app.wait_idle()
+            assert await app.db("select sum(n) from counts") == [(104,)]
+            assert await badges(app) == await watched(app)
+
+    run(main())
+
+
+def test_a_build_is_not_shown_as_long_as_it_is_behind(file_url: str) -> None:
+    async def main() -> None:
+        async with app_with(file_url).running() as app:
+            await app.publish_many([Watched("a")] * 3)
+            await app.wait_idle()
+        newer = app_with(file_url, version=2)
+        async with newer:
+            await newer.store.transact(projections.declare_all(newer.declared, newer.name, work=True))
+            assert await newer.store.transact(lambda tx: builds.arrive(tx, "counts", 2, 0)) == "building"
+            assert await newer.db("select sum(n) from counts") == [(3,)]
+
+    run(main())
+
+
+@pytest.mark.parametrize("switch", ["auto", "manual"])
+def test_the_last_few_are_folded_with_the_switch(file_url: str, switch: str) -> None:
+    """While one publishes on and on: of one key, so that the old build has nothing beyond where it has read everything."""
+
+    async def main() -> None:
+        seen, stop = [0], asyncio.Event()
+        async with app_with(file_url).running() as app:
+
+            async def publish() -> None:
+                while not stop.is_set():
+                    await app.publish_many([Watched("a")] * 10)
+
+            async def look() -> None:
+                while not stop.is_set():
+                    seen.append((await app.db("select coalesce(sum(n), 0) from counts"))[0][0])
+
+            tasks = [asyncio.create_task(publish()), asyncio.create_task(look())]
+            await until(lambda s: s.position > 100, app)
+            async with app_with(file_url, version=2, switch=switch).running() as newer:
+                if switch == "manual":
+                    await until(lambda s: s.state == "ready", newer)
+                    assert await newer.switch("counts") == 2
+                await until(lambda s: s.state == "live" and s.version == 2, newer)
+                stop.set()
+                await asyncio.gather(*tasks)
+                await newer.wait_idle()
+                assert seen == sorted(seen)
+                count = len(await watched(newer))
+                assert await newer.db("select sum(n) from counts") == [(count,)]
+                assert len(await badges(newer)) == count
 
     run(main())
 
@@ -471,6 +617,59 @@ def test_endless_sql_stops_a_build_and_nothing_else(url: str) -> None:
             await app.publish(Watched("d"))
             await app.wait_idle()
             assert await app.db("select count(*) from counts") == [(4,)]
+
+    run(main())
+
+
+def test_slow_sql_of_a_build_fails_nobody_else(url: str) -> None:
+    async def main() -> None:
+        is_slow = False
+        app = App(url)
+
+        @app.projection(tables=COUNTS, db_limit="50ms")
+        def counts(e: Watched, db: Db) -> None:
+            db.execute(ENDLESS if is_slow else ADD_ONE, () if is_slow else (e.user,))
+
+        async with app.running():
+            await app.publish(Watched("a"))
+            await app.wait_idle()
+            is_slow = True
+
+            async def publish() -> None:
+                while (await status_of(app)).state != "failed":
+                    await app.publish(Sent("b"))
+
+            publishing = [asyncio.create_task(publish()) for _ in range(8)]
+            await app.rebuild("counts")
+            await asyncio.gather(*publishing)
+
+    run(main())
+
+
+def test_a_handler_that_goes_on_after_its_sql_was_undone_folds_nothing(file_url: str) -> None:
+    async def main() -> None:
+        def app_that(swallows: bool) -> App:
+            app = App(file_url)
+
+            @app.projection(version=1 + swallows, tables=COUNTS, db_limit="50ms")
+            def counts(e: Watched, db: Db) -> None:
+                if swallows and e.user == "u5":
+                    with contextlib.suppress(Exception):
+                        db.execute(ENDLESS)
+                db.execute(ADD_ONE, (e.user,))
+
+            return app
+
+        async with app_that(swallows=False).running() as app:
+            await app.publish_many([Watched(f"u{n}") for n in range(10)])
+            await app.wait_idle()
+        async with app_that(swallows=True).running() as app:
+            status = await until(lambda s: s.state == "failed", app)
+            assert (status.position, "let the error of that statement through" in status.error) == (5, True)
+            assert await app.db("select user, n from counts_b2 order by 1") == [(f"u{n}", 1) for n in range(5)]
+        async with app_with(file_url, version=2).running() as app:
+            await app.wait_idle()
+            assert await app.db("select user, n from counts order by 1") == [(f"u{n}", 1) for n in range(10)]
 
     run(main())
 
@@ -689,5 +888,65 @@ def test_a_handler_may_follow_what_a_projection_publishes(url: str) -> None:
             await app.switch("counts")
             await app.wait_idle()
             assert sorted(sent) == ["a", "b"]
+
+    run(main())
+
+
+# ── a table belongs to one projection ────────────────────────────────────────────────────────────────────────────────
+
+
+def named(url: str, name: str, *, app: str = "trilogue", **options: Any) -> App:
+    """An app with a projection of this name over the table counts."""
+    found = App(url, name=app)
+
+    @found.projection(name=name, **{"tables": COUNTS, **options})
+    def fold(e: Watched, db: Db) -> None:
+        db.execute(ADD_ONE.replace("counts", next(iter(options.get("tables", COUNTS)))), (e.user,))
+
+    return found
+
+
+def test_a_table_of_another_projection_is_refused(file_url: str) -> None:
+    async def main() -> None:
+        async with named(file_url, "counts", app="first").running() as app:
+            await app.publish(Watched("a"))
+            await app.wait_idle()
+            await app.rebuild("counts")
+            await until(lambda s: s.state == "ready", app)
+            await app.switch("counts")
+            await app.drop_old("counts")  # its tables have another number now than those of a new projection
+        for other in (named(file_url, "renamed", app="first"), named(file_url, "other", tables={"Counts": "user"})):
+            with pytest.raises(TwiceNamed, match=r"'counts' of program 'first' has .* with name='counts', or remove"):
+                async with other:
+                    pass
+        async with App(file_url) as reader:
+            assert [each.name for each in await reader.projections()] == ["counts"]
+            assert await reader.db("select * from counts") == [("a", 1)]
+        async with named(file_url, "other", tables={"others": COUNTS["counts"]}).running() as app:
+            await app.wait_idle()
+            assert await app.db("select * from others") == [("a", 1)]
+
+    run(main())
+
+
+def test_a_projection_that_was_renamed_is_forgotten(file_url: str) -> None:
+    async def main() -> None:
+        async with named(file_url, "counts").running() as app:
+            await app.publish(Watched("a"))
+            await app.wait_idle()
+            await app.rebuild("counts")
+            await app.skip("counts", 1, "a test")
+            with pytest.raises(TrilogueError, match="is kept up to date by a program that runs: stop it"):
+                await projections.forget(app.store, "counts")
+        async with App(file_url) as other:
+            await projections.forget(other.store, "counts")
+            assert await other.db("select name from sqlite_master where name like 'counts%'") == []
+            assert (await other.projections(), list((await other.store.status()).groups)) == ([], [])
+            assert await other.store.states(builds.skip_owner("counts")) == []
+            with pytest.raises(UnknownEvent, match="there is no projection 'counts'"):
+                await projections.forget(other.store, "counts")
+        async with named(file_url, "renamed").running() as app:
+            await app.wait_idle()
+            assert await app.db("select * from counts") == [("a", 1)]
 
     run(main())

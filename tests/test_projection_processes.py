@@ -127,6 +127,22 @@ def test_from_list_to_drop(shop: App, capsys: pytest.CaptureFixture[str]) -> Non
     assert [build["build"] for build in found["builds"]] == [2]
 
 
+def test_forgetting(shop: App, capsys: pytest.CaptureFixture[str]) -> None:
+    place(shop, 1, 2)
+    work(shop)
+    assert main(["projections", "forget", "sums"]) == 2
+    err = capsys.readouterr().err
+    assert "projection sums of shop would be removed, with the tables of build 1" in err
+    assert "add --yes to forget" in err
+    assert main(["projections", "forget", "sums", "--yes"]) == 0
+    assert main(["projections", "list"]) == 0
+    assert capsys.readouterr().out == "projection sums: forgotten\nno projections\n"
+    assert main(["projections", "forget", "sums", "--yes"]) == 2
+    assert "there is no projection 'sums'" in capsys.readouterr().err
+    work(shop)
+    assert ask("select * from sums order by 1") == [("c0", 1), ("c1", 2)]
+
+
 def test_a_difference_is_exit_code_1_and_shown(shop: App, capsys: pytest.CaptureFixture[str]) -> None:
     place(shop, 1, 2)
     work(shop)

@@ -1,6 +1,7 @@
 """Streams through the App: load, save, edit, decide, transactions, snapshots, closed and truncated ones."""
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -453,6 +454,48 @@ def test_a_transaction_whose_effect_or_block_fails_leaves_nothing(url: str) -> N
         assert [record async for record in app.history()] == []
         async with app.transaction():
             pass
+
+    run(url, test)
+
+
+SLOW = "with recursive n(i) as (select 1 union all select i + 1 from n) insert into moved select i from n"
+
+
+def test_the_sql_of_an_effect_is_bounded(url: str) -> None:
+    async def test(app: App) -> None:
+        await with_table(app)
+        with pytest.raises(TimedOut, match="its SQL took longer"):
+            async with app.transaction() as tx:
+                tx.publish(CourseOpened("x", 1))
+                tx.effect(lambda db: db.execute(SLOW))
+        assert [record async for record in app.history()] == []
+
+    run(url, test)
+
+
+@pytest.mark.parametrize("undoes", [SLOW, "insert or rollback into moved (rowid, amount) values (1, 1)"])
+def test_an_effect_that_goes_on_after_its_transaction_was_undone_does_nothing(url: str, undoes: str) -> None:
+    async def test(app: App) -> None:
+        await with_table(app)
+        await app.store.transact(lambda db: db.execute("insert into moved (rowid, amount) values (1, 100)"))
+
+        def goes_on(db: Db) -> None:
+            with contextlib.suppress(Exception):
+                db.execute(undoes)
+            db.execute("insert into moved values (5)")
+
+        async def together() -> None:
+            async with app.transaction() as tx:
+                (await tx.load(Account, "a")).deposit(1)
+                tx.effect(goes_on)
+
+        failed, *others = await asyncio.gather(
+            together(), *(app.publish(CourseOpened(f"c{n}", 1)) for n in range(3)), return_exceptions=True
+        )
+        assert isinstance(failed, TimedOut)
+        assert [other for other in others if isinstance(other, BaseException)] == []
+        assert await app.db("select amount from moved") == [(100,)]
+        assert (await app.load(Account, "a")).version == 0
 
     run(url, test)
 

@@ -281,6 +281,41 @@ def test_a_change_may_ask_for_another_run_of_all() -> None:
     assert connection.count("commit") == 1
 
 
+def test_an_error_of_a_run_that_was_undone_is_not_told() -> None:
+    async def main(writer: Writer, connection: Recorder) -> None:
+        runs: list[str] = []
+
+        def fails_at_first(sql: Sql) -> str:
+            runs.append("fails")
+            if len(runs) == 1:
+                raise ValueError("no")
+            return "second"
+
+        def finish(result: Any, error: Exception | None) -> None:
+            done.append((result, error))
+
+        def much() -> None:
+            writer.post(step("much"), finish, rows=900, broke=lambda: None)
+            loop.call_soon(is_queued.set)
+
+        def once(sql: Sql) -> None:
+            if "again" not in runs:
+                runs.append("again")
+                loop.call_soon_threadsafe(much)  # so that the first one is alone next time
+                assert is_queued.wait(30)
+                raise Again
+
+        done: list[Any] = []
+        loop, is_queued = asyncio.get_running_loop(), threading.Event()
+        writer.post(fails_at_first, finish, rows=500, broke=lambda: None, is_append=True)
+        writer.post(once, finish, rows=100, broke=lambda: None)
+        while len(done) < 3:
+            await asyncio.sleep(0.001)
+        assert (runs, done) == (["fails", "again", "fails"], [(None, None), ("much", None), ("second", None)])
+
+    run(main)
+
+
 def test_a_caller_who_went_away_harms_nobody() -> None:
     async def main(writer: Writer, connection: Recorder) -> None:
         gone = writer.submit(step("gone"))

@@ -406,10 +406,10 @@ class App(Router, Streams, History, Projections):
         if into is not None:
             await refuse_beside(self.store, group)
         sub = next((sub for sub in self.subscriptions if sub.group.name == group), None)
-        if sub is not None and sub.whole and into is None and to.end != "beginning":
+        if sub is not None and sub.whole and to.end != "beginning":
             raise Unsupported(
-                f"group {group!r} is a process: its instances are made anew by a replay, and those that began before {to} would "
-                "be lost; replay it from the beginning"
+                f"group {group!r} is a process: its instances are made anew by a replay, and those that began earlier would be "
+                "lost; replay it from the beginning"
             )
         return await self.store.seek(group, to, into=into, emits=emits, reset=None if sub is None else sub.reset)
 

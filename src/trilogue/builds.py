@@ -6,6 +6,7 @@
                     fold to the mark            same act: group, view, row
     begin ──▶ building ──────────▶ ready ──switch──▶ live ──the next one──▶ old ──drop──▶ gone
                 └──▶ failed (an event) ──skip, or mend and restart──▶ building
+    a switch that is asked for while records are to be folded is made by who builds, with the last of them
 
 What the live group has finished (the mark) bounds a build beside it: it folds without publishing, so it must never be ahead
 of the one who publishes. At the switch the new group starts where the build stands and is quiet up to where the old one was.
@@ -17,7 +18,7 @@ from typing import Literal
 
 import msgspec
 
-from trilogue.errors import BadOption, TrilogueError, UnknownEvent, Unsupported
+from trilogue.errors import BadOption, TrilogueError, TwiceNamed, UnknownEvent, Unsupported
 from trilogue.events import Group, Record
 from trilogue.outcomes import told
 from trilogue.ports import Query, State, Transaction
@@ -26,6 +27,7 @@ from trilogue.sealing import holds_sealed
 
 OWNER = "projection"
 MOST_SKIPPED = 10_000
+MOST_BEHIND = 500_000
 ERROR_CHARS = 1_000
 _GROUP = re.compile(r"projection\.(\w+)\.b\d+")
 
@@ -40,8 +42,13 @@ class Busy(TrilogueError):
     """Records are under way for the live build just now: trying again soon helps."""
 
 
+class Behind(Busy):
+    """The build has not folded all that readers see."""
+
+
 class Build(msgspec.Struct):
     """One set of tables. position: folded up to here; once live, its group has the cursors. start: the position it began after.
+    missing: up to here records may have been removed before they were folded. switch: auto, manual, or asked for just now.
     target: where the very first build stops and goes live. folded: events. note: why it does not switch by itself."""
 
     build: int
@@ -53,6 +60,7 @@ class Build(msgspec.Struct):
     start: int
     began_us: int
     moved_us: int
+    missing: int = 0
     state: BuildState = "building"
     switch: str = "auto"
     target: int | None = None
@@ -96,7 +104,8 @@ def refuse_replay(group: str) -> None:
     """Raise Unsupported for the group of a projection: folding twice into one table is no way to build it anew."""
     if (name := projection_of(group)) is not None:
         raise Unsupported(
-            f"group {group!r} keeps a projection up to date: build it anew with `trilogue projections rebuild {name}`"
+            f"group {group!r} keeps a projection up to date: build it anew with "
+            f"`trilogue projections rebuild {name} --app MODULE:APP`"
         )
 
 
@@ -161,8 +170,9 @@ def _begin_if_newer(tx: Transaction, projection: Projection, row: Row) -> None:
 
 
 def begin(tx: Transaction, projection: Projection, row: Row, *, switch: str) -> Build:
-    """Begin a build beside what is live, instead of one that is under way."""
+    """Begin a build beside what is live, instead of one that is under way. Raises TwiceNamed for a table of another one."""
     name = projection.name
+    _check_tables(tx, projection)
     if row.next is not None:
         _drop_tables(tx, row.next)
     head = _edge(tx, reverse=True)
@@ -177,13 +187,42 @@ def begin(tx: Transaction, projection: Projection, row: Row, *, switch: str) -> 
     if row.live is None:
         build.switch, build.target = "auto", head
         _show(tx, name, build, row.old)
-    elif start > row.live.start:
-        build.switch = "manual"
-        build.note = f"the log begins at position {start + 1} now: what was removed before is missing here; compare, then switch"
+    _note_removed(tx, row, build)
     keep(tx, name, row)
     if row.live is None and start == head:
         switch_over(tx, name, row)  # nothing to fold: live at once
+        drop_older(tx, name)
     return build
+
+
+def _check_tables(tx: Transaction, projection: Projection) -> None:
+    wanted = {table.lower(): table for table in projection.tables}
+    for name, body in tx.execute("select id, body from trilogue_state where owner = ? and id <> ?", (OWNER, projection.name)):
+        row = row_of(body)
+        theirs = {table.lower() for build in _all(row) for table in build.tables}
+        if both := wanted.keys() & theirs:
+            raise TwiceNamed(
+                f"projection {projection.name!r} wants the table {wanted[min(both)]!r}, which projection {name!r} of program "
+                f"{row.app!r} has on this log: call one of them something else; if {name!r} was renamed, keep its name with "
+                f"name={name!r}, or remove it with `trilogue projections forget {name}`"
+            )
+
+
+def _all(row: Row) -> list[Build]:
+    return [*row.old, *(build for build in (row.live, row.next) if build is not None)]
+
+
+def _note_removed(tx: Transaction, row: Row, build: Build) -> bool:
+    """What was removed from the log before it was folded is missing in a build: the live one, which has it, is not replaced
+    by itself. Of older records some may be left, so where the log begins does not tell. False: nothing new."""
+    removed, live = max(tx.removed()[0], build.start), row.live
+    if removed <= build.missing or build.start < build.position >= removed:
+        return False
+    build.missing = removed
+    if live is not None and removed > max(live.start, live.missing):
+        build.switch = "manual"
+        build.note = f"records up to position {removed} were removed from the log: they are missing here; compare, then switch"
+    return True
 
 
 def _edge(tx: Transaction, *, reverse: bool) -> int:
@@ -201,7 +240,11 @@ def _show(tx: Transaction, name: str, build: Build, before: Sequence[Build]) -> 
         if there == [("table",)]:
             raise BadOption(f"projection {name!r} cannot show {table!r}: there is a table of that name; rename one of them")
         tx.execute(f"drop view if exists {table}")
-        tx.execute(f"create view {table} as select * from {physical(table, build.build)}")
+        tx.execute(_view(table, build))
+
+
+def _view(table: str, build: Build) -> str:
+    return f"CREATE VIEW {table} as select * from {physical(table, build.build)}"
 
 
 # ── while it is built ────────────────────────────────────────────────────────────────────────────────────────────────
@@ -221,6 +264,8 @@ def _building(tx: Transaction, name: str, number: int, was: int) -> tuple[Row, B
         raise Moved(f"build {number} of projection {name!r} is not under way any more")
     if row.next.position != was:
         raise Moved(f"build {number} of projection {name!r} is at {row.next.position}, not at {was}: somebody else builds it")
+    if _note_removed(tx, row, row.next):
+        keep(tx, name, row)
     return row, row.next
 
 
@@ -241,10 +286,13 @@ def arrive(tx: Transaction, name: str, number: int, was: int) -> BuildState:
     """The build has reached the mark: it is ready, and switches by itself if it may. Raises Moved."""
     row, build = _building(tx, name, number, was)
     note = build.note
-    if build.switch == "auto":
-        note = str(_refusal(tx, name, row) or "")
-        if not note:
+    if build.switch != "manual":
+        refusal = _behind(tx, name, row) or _refusal(tx, name, row)
+        if refusal is None:
             return switch_over(tx, name, row).state
+        if isinstance(refusal, Behind):
+            return build.state  # a few more came meanwhile
+        note = str(refusal) if build.switch == "auto" else note
     if (build.state, build.note) != ("ready", note):
         build.state, build.note = "ready", note
         keep(tx, name, row)
@@ -254,17 +302,59 @@ def arrive(tx: Transaction, name: str, number: int, was: int) -> BuildState:
 # ── switch, drop ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def switch(tx: Transaction, name: str, *, force: bool) -> Build:
-    """Show the build that is ready. force: although records are held for the live one. Raises Busy, TrilogueError."""
+def switch(tx: Transaction, name: str, *, force: bool, asked: int | None = None) -> Build:
+    """Show the build that is ready. force: although records are held for the live one, or it is behind. asked: this build,
+    maybe shown meanwhile. Raises Busy, TrilogueError."""
     row = find(tx, name)
+    if row.live is not None and row.live.build == asked:
+        drop_older(tx, name)
+        return row.live
     if row.next is None:
-        raise TrilogueError(f"projection {name!r} has no other build: begin one with `trilogue projections rebuild {name}`")
+        raise TrilogueError(
+            f"projection {name!r} has no other build: begin one with `trilogue projections rebuild {name} --app MODULE:APP`"
+        )
     if row.next.state != "ready":
         raise TrilogueError(f"build {row.next.build} of projection {name!r} is {row.next.state}, not ready: {_mend(row.next)}")
-    refusal = None if force else _refusal(tx, name, row)
+    refusal = None if force else _refusal(tx, name, row) or _behind(tx, name, row)
     if refusal is not None:
         raise refusal
-    return switch_over(tx, name, row)
+    build = switch_over(tx, name, row)
+    drop_older(tx, name)
+    return build
+
+
+def ask(tx: Transaction, name: str, asked: int | None = None) -> int | None:
+    """Let who builds switch as soon as all is folded; returns the number of the build. asked: this one not any more."""
+    row = find(tx, name)
+    was, now = ("manual", "asked") if asked is None else ("asked", "manual")
+    if row.next is None or asked not in (None, row.next.build):
+        return None
+    if row.next.switch == was:
+        row.next.switch = now
+        keep(tx, name, row)
+    return row.next.build
+
+
+def unfolded(tx: Transaction, name: str, row: Row, limit: int) -> tuple[list[Record], int]:
+    """What readers see and the next build has not folded, at most `limit` records, and up to where that would be all."""
+    if row.live is None or row.next is None:
+        return [], 0
+    reached = tx.group_reached(group_name(name, row.live.build))
+    return tx.read(Query(types=tuple(row.next.types), after=row.next.position, before=reached + 1, limit=limit)), reached
+
+
+def _behind(tx: Transaction, name: str, row: Row) -> Behind | None:
+    """Why readers would miss what they have seen already; None if they would not."""
+    if row.live is None or row.next is None or tx.group_held(group_name(name, row.live.build)) is None:
+        return None
+    build, reached = row.next, tx.group_reached(group_name(name, row.live.build))
+    # Who builds notes where it is, so it is far behind only if nobody does: no need to look whether there is anything to fold.
+    if reached - build.position <= MOST_BEHIND and not unfolded(tx, name, row, 1)[0]:
+        return None
+    return Behind(
+        f"build {build.build} of projection {name!r} has folded up to position {build.position:,}, and readers see up to "
+        f"{reached:,}: let the program of version {build.version} run, which folds the rest, or force it"
+    )
 
 
 def _mend(build: Build) -> str:
@@ -302,22 +392,42 @@ def switch_over(tx: Transaction, name: str, row: Row) -> Build:
     build.state, build.error, build.note = "live", "", ""
     row.live, row.next = build, None
     _show(tx, name, build, row.old)
-    for old in row.old[:-1]:
-        _drop_tables(tx, old)
-    row.old = row.old[-1:]
     keep(tx, name, row)
     return build
 
 
 def drop_old(tx: Transaction, name: str) -> list[int]:
     """Remove the tables of old builds; returns which."""
+    return _drop(tx, name, 0)
+
+
+def drop_older(tx: Transaction, name: str) -> list[int]:
+    """Remove the tables of old builds, but not of the newest one; returns which."""
+    return _drop(tx, name, 1)
+
+
+def _drop(tx: Transaction, name: str, kept: int) -> list[int]:
     row = find(tx, name)
-    for old in row.old:
+    gone, row.old = row.old[: len(row.old) - kept], row.old[len(row.old) - kept :]
+    for old in gone:
         _drop_tables(tx, old)
-    gone = [old.build for old in row.old]
-    row.old = []
-    keep(tx, name, row)
-    return gone
+    if gone:
+        keep(tx, name, row)
+    return [old.build for old in gone]
+
+
+def forget(tx: Transaction, name: str) -> None:
+    """Remove a projection: its group, views, tables, skipped events and row."""
+    row = find(tx, name)
+    if row.live is not None and tx.group_held(group := group_name(name, row.live.build)) is not None:
+        tx.drop_group(group)
+    for build in _all(row):
+        for table in build.tables:
+            if tx.execute("select 1 from sqlite_master where type = 'view' and sql = ?", (_view(table, build),)):
+                tx.execute(f"drop view {table}")
+        _drop_tables(tx, build)
+    tx.clear_states(skip_owner(name))
+    tx.set_state(OWNER, name, None)
 
 
 def _drop_tables(tx: Transaction, build: Build) -> None:

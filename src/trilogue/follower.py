@@ -4,6 +4,7 @@
                  row.next of our version   ──▶ a Builder                       (a strict loop, no claims)
 
     Builder      read a page ║ fold the one before it, 2,000 events a transaction, and move the position by compare-and-set
+                 the last few are folded in the transaction that switches: readers never see less than before
 
 Two processes may run it: who moves a position that is not where it was read loses, and looks again in a second.
 """
@@ -16,8 +17,8 @@ from concurrent.futures import Executor
 from typing import Any
 
 from trilogue import builds
-from trilogue.builds import Build, Moved, Row
-from trilogue.errors import DecodeError, LogError, TrilogueError, UnknownEvent
+from trilogue.builds import Build, BuildState, Moved, Row
+from trilogue.errors import DecodeError, LogError, TimedOut, TrilogueError, UnknownEvent
 from trilogue.events import Record
 from trilogue.handlers import Failed
 from trilogue.outcomes import told
@@ -43,6 +44,10 @@ class Stopped(TrilogueError):
     """An event could not be folded: the build waits for somebody."""
 
 
+class _Unfolded(Exception):
+    """One of the last few events could not be folded: found out which, and said, where events are folded one by one."""
+
+
 class Builder:
     """Folds the log into one build, until it is live, taken over, or an event cannot be folded."""
 
@@ -55,18 +60,58 @@ class Builder:
 
     async def run(self, *, until_ready: bool = False) -> None:
         """Build until there is nothing more to do here. Raises Moved, Stopped, LogError."""
-        name, number = self._projection.name, self._build.build
         state = self._build.state
         while state != "live":
             await self._fold_to(await self._mark(), always=state == "building")
             is_near = await self._mark() - self._position <= PAGE_RECORDS
-            if is_near and (state == "building" or self._build.switch == "auto"):
-                state = await self._store.transact(lambda tx: builds.arrive(tx, name, number, self._stored), rows=1)
+            if is_near and (state == "building" or self._build.switch != "manual"):
+                state = await self._arrive(state)
             if state == "ready" and until_ready:
                 return
             if state == "ready":
-                await self._store.changed(1.0)
-                await asyncio.sleep(LOOK_S if self._build.switch == "manual" else REFUSED_S)
+                await self._rest()
+        await self._store.transact(lambda tx: builds.drop_older(tx, self._projection.name))
+
+    async def _rest(self) -> None:
+        await self._store.changed(1.0)
+        await asyncio.sleep(REFUSED_S if self._build.switch == "auto" else LOOK_S)
+        body = await self._store.state(builds.OWNER, self._projection.name)
+        now = None if body is None else builds.row_of(body).next
+        if now is None or now.build != self._build.build:
+            raise Moved(f"projection {self._projection.name!r} was switched")
+        self._build = now  # somebody may have asked for the switch
+
+    async def _arrive(self, state: BuildState) -> BuildState:
+        """Fold the last few and switch, in one transaction, if it may; else it is ready."""
+        name, number = self._projection.name, self._build.build
+
+        def work(tx: Transaction) -> tuple[BuildState, int]:
+            position = self._stored if self._build.switch == "manual" else self._fold_last(tx)
+            return builds.arrive(tx, name, number, position), position
+
+        limit_us = (1 + self._events // (self._projection.sub.batch or 1)) * self._projection.sub.db_limit_us
+        try:
+            state, self._stored = await self._store.transact(work, rows=1 + self._events, limit_us=limit_us)
+        except (_Unfolded, TimedOut) as error:
+            log.debug("projection %s: the last events before a switch failed (%s)", name, error)
+            self._events = max(1, self._events // 2)
+            return state
+        self._position = max(self._position, self._stored)
+        return state
+
+    def _fold_last(self, tx: Transaction) -> int:
+        """What the live group has finished since; the position that is reached, where it was if that would be too many."""
+        name, number, was = self._projection.name, self._build.build, self._stored
+        records, reached = builds.unfolded(tx, name, builds.find(tx, name), self._events + 1)
+        if not records or len(records) > self._events:
+            return was
+        wanted = self._not_skipped(tx, records)
+        builds.advance(tx, name, number, was, reached, len(wanted))
+        try:
+            self._apply(tx, [records[n] for n in wanted], [self._decoded(records[n]) for n in wanted])
+        except Exception as error:
+            raise _Unfolded(str(error)) from error
+        return reached
 
     async def _mark(self) -> int:
         """Up to where this build may fold: what the live group has finished, so that nothing is published by neither."""
@@ -90,7 +135,7 @@ class Builder:
                     last = end if until == len(records) else records[until - 1].position
                     await self._fold(records[start:until], events[start:until], last)
                     start = until
-                if always and self._stored < end:
+                if self._stored < end and (always or end - self._stored >= PAGE_RECORDS):
                     await self._write([], [], end)
                 self._position = end
         finally:

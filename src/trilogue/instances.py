@@ -21,7 +21,7 @@ from trilogue.durations import Duration, microseconds, readable
 from trilogue.errors import DecodeError, Reject, TrilogueError, TwiceNamed, UnknownEvent, Unsupported
 from trilogue.events import KEY_CHARS, Envelope, Record, as_datetime, derived_id, now_us
 from trilogue.handlers import Context, Subscription, subscription
-from trilogue.ports import Db, Query, Store, Transaction
+from trilogue.ports import Db, Store, Transaction
 from trilogue.process import TIMER_TYPE, Due, Process, Reaction, Wiring, reaction_of, wiring_of
 from trilogue.retry import Retry
 
@@ -125,17 +125,17 @@ def registration(model: Any, group: str | None) -> Callable[[Db], None]:
 
 
 _OLDER = """
-select id from trilogue_state where owner = ? and json_extract(cast(body as text), '$.started_us') < ? limit 1"""
+select id from trilogue_state where owner = ? and json_extract(cast(body as text), '$.started_us') <= ? limit 1"""
 
 
 def _reset(wiring: Wiring, tx: Transaction) -> None:
     """Before a replay in place: all instances go, because the log makes them anew, if it still can."""
-    for oldest in tx.read(Query(limit=1)):
-        for (id,) in tx.execute(_OLDER, (wiring.owner, oldest.recorded_us)):
-            raise Unsupported(
-                f"{wiring.name} {id} began before position {oldest.position}, the oldest that is left on the log: a replay would "
-                "lose it; wait until it has ended"
-            )
+    position, recorded_us = tx.removed()  # not the oldest that is left: records of streams stay when all around them goes
+    for (id,) in tx.execute(_OLDER, (wiring.owner, recorded_us)):
+        raise Unsupported(
+            f"{wiring.name} {id} began before position {position + 1}, and records below it were removed from the log: a replay "
+            "would lose it; wait until it has ended"
+        )
     tx.clear_states(wiring.owner)
 
 
@@ -317,12 +317,12 @@ async def process_instance(store: Store, name: str, id: str) -> ProcessInstance:
 
 
 async def refuse_beside(store: Store, group: str) -> None:
-    """Raise Unsupported for the group of a process: the states belong to its name, and a second group would count on in them."""
+    """Raise Unsupported for the group of a process: its states belong to its name, a second group would count on in them."""
     for name, registered in (await _registered(store)).items():
         if registered.group == group:
             raise Unsupported(
-                f"group {group!r} runs process {name!r}, whose instances are there once: a second group would handle everything "
-                "twice; leave out into=, and replay it in place from the beginning"
+                f"group {group!r} runs process {name!r}, whose instances are there once, and its App makes them anew: replay it "
+                f"in place, with `trilogue replay {group} --to beginning --app MODULE:APP` and without into="
             )
 
 

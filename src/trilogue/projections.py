@@ -11,6 +11,7 @@ All of it is in the log's own store, so the command line does the same without t
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from time import monotonic
 from typing import Any, Protocol, TypeVar
 
@@ -115,7 +116,8 @@ class Projections:
     async def switch(self: _Host, name: str, *, force: bool = False) -> int:
         """Show the build that is ready, from one moment to the next; returns its number.
 
-        force: although records are parked for the live one, of which nothing was published. Raises TrilogueError.
+        force: although records are parked for the live one, of which nothing was published, or the build is behind. Without it,
+        the program of its version has 5 s to fold the rest. Raises TrilogueError.
         """
         return await switch(self.store, name, force=force)
 
@@ -210,7 +212,8 @@ async def compare(store: Store, name: str, *, sample: int = SAMPLE_ROWS) -> list
     row = await store.transact(lambda tx: builds.find(tx, name), rows=1)
     if row.live is None or row.next is None:
         raise TrilogueError(
-            f"projection {name!r} has no two builds to compare: begin one with `trilogue projections rebuild {name}`"
+            f"projection {name!r} has no two builds to compare: begin one with "
+            f"`trilogue projections rebuild {name} --app MODULE:APP`"
         )
     return [await _compared(store, row.live, row.next, table, sample) for table in row.next.tables if table in row.live.tables]
 
@@ -233,22 +236,37 @@ async def _compared(store: Store, live: Build, coming: Build, table: str, sample
 
 
 async def switch(store: Store, name: str, *, force: bool) -> int:
-    """Show the build that is ready; returns its number."""
-    build = await _when_calm(lambda: store.transact(lambda tx: builds.switch(tx, name, force=force)))
-    number: int = build.build
-    return number
+    """Show the build that is ready; returns its number.
 
-
-async def _when_calm(work: Callable[[], Any]) -> Any:
-    """Try again while records are under way: at most times none are a moment later."""
+    Where there is still something to fold, who builds it is asked to fold that and switch.
+    """
+    asked: int | None = None
     until = monotonic() + BUSY_S
-    while True:
-        try:
-            return await work()
-        except Busy:
-            if monotonic() > until:
-                raise
+    try:
+        while True:
+            try:
+                return (await store.transact(partial(builds.switch, name=name, force=force, asked=asked))).build
+            except Busy:  # at most times nothing is under way a moment later
+                if monotonic() > until:
+                    raise
+            if asked is None:
+                asked = await store.transact(partial(builds.ask, name=name))
             await asyncio.sleep(0.02)
+    except BaseException:
+        if asked is not None:
+            await store.transact(partial(builds.ask, name=name, asked=asked))
+        raise
+
+
+async def forget(store: Store, name: str) -> None:
+    """Remove a projection that no program declares any more: its group, views, tables and what is known of it.
+
+    Raises UnknownEvent, and TrilogueError while somebody works for it.
+    """
+    ours = [group for group in (await store.status()).groups if builds.projection_of(group.name) == name]
+    if any(group.workers for group in ours):
+        raise TrilogueError(f"projection {name!r} is kept up to date by a program that runs: stop it, then forget the projection")
+    await store.transact(lambda tx: builds.forget(tx, name))
 
 
 async def drop_old(store: Store, name: str) -> list[int]:
@@ -341,7 +359,7 @@ async def _will_move(store: Store, projection: Projection, row: Row, build: Buil
         return build.state == "building"
     reached = await _reached(store, projection.name, row)
     behind = Query(types=projection.types, after=build.position, before=reached + 1, limit=1)
-    return (build.switch == "auto" and not build.note) or bool(await store.read(behind))
+    return (build.switch != "manual" and not build.note) or bool(await store.read(behind))
 
 
 async def _reached(store: Store, name: str, row: Row) -> int:

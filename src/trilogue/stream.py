@@ -31,6 +31,7 @@ ATTEMPTS = 10
 MOST_ATTEMPTS = 1_000
 BACKOFF_S = 0.002
 ONCE_CHARS = 255
+EFFECT_US, APPEND_US = 250_000, 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,7 +266,9 @@ class Together:
                 effect(tx)
             return positions
 
-        positions = await app.store.transact(write)
+        events = len(published) + sum(len(own) for _, own in changed)
+        limit_us = len(self._effects) * EFFECT_US + events * APPEND_US
+        positions = await app.store.transact(write, limit_us=limit_us if self._effects else None)
         envelopes = [envelope for _, own in changed for envelope in own] + published
         at = [position for own in positions for position in own]
         if at:

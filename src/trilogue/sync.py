@@ -85,7 +85,7 @@ class SyncApp:
 
     def _waits_for_this_thread(self) -> bool:
         here = threading.current_thread()
-        return here is self._thread or here.name == f"trilogue-writer {getattr(self._app.store, 'path', None)}"
+        return here is self._thread
 
     def publish(
         self,

@@ -144,6 +144,8 @@ async def replay(
     """Have a group handle again what it has handled, from a place on the log."""
     target = seek_to(to, now_us())
     async with _replayable(app, log) as (store, seek):
+        if into is not None or app is None:
+            await refuse_beside(store, group)
         await _check_replay(store, group, target, into, yes)
         after = await seek(group, target, into=into, emits=emits)
         head = (await store.status()).head
@@ -165,8 +167,6 @@ async def _replayable(spec: str | None, log: Log) -> AsyncIterator[tuple[Store, 
 
 async def _check_replay(store: Store, group: str, target: SeekTo, into: str | None, yes: bool) -> None:
     refuse_replay(group)
-    if into is not None:
-        await refuse_beside(store, group)
     status = await store.status()
     group_status(status, group)
     if target.position is not None and not status.oldest <= target.position <= status.head + 1:

@@ -29,7 +29,7 @@ LOOK_S = 0.2
 Name = Annotated[str, Parameter(help="As `projections list` shows it.")]
 AppSpec = Annotated[str, Parameter(name="--app", help="MODULE:APP, whose projection it is.")]
 Wait = Annotated[bool, Parameter(name="--wait", help="Build it here, and return when it is ready.")]
-Force = Annotated[bool, Parameter(name="--force", help="Although records are parked, of which nothing was published.")]
+Force = Annotated[bool, Parameter(name="--force", help="Although it is behind, or records are parked, so nothing was published.")]
 Sample = Annotated[int, Parameter(validator=Number(gte=0, lte=1_000), help="Show at most so many rows of each side.")]
 At = Annotated[int, Parameter(validator=Number(gte=1, lte=2**63 - 1), help="As the error of the build says.")]
 Reason = Annotated[str, Parameter(name="--reason", help="Why; kept with it.")]
@@ -160,6 +160,17 @@ async def projections_drop(name: Name, /, *, yes: Yes = False, log: Log = DEFAUL
         confirm(yes, "drop")
         gone = await models.drop_old(store, name)
     say(f"projection {safe(name)}: build {', '.join(map(str, gone))} dropped")
+
+
+async def projections_forget(name: Name, /, *, yes: Yes = False, log: Log = DEFAULT_LOG) -> None:
+    """Remove a projection that no program declares any more: its tables, views and group."""
+    async with opened(log) as store:
+        status = await _status(store, name)
+        numbers = ", ".join(str(each.build) for each in status.builds)
+        note(f"projection {safe(name)} of {safe(status.app)} would be removed, with the tables of build {numbers}")
+        confirm(yes, "forget")
+        await models.forget(store, name)
+    say(f"projection {safe(name)}: forgotten")
 
 
 # ── pause, skip ──────────────────────────────────────────────────────────────────────────────────────────────────────

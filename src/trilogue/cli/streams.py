@@ -41,7 +41,7 @@ async def show(stream: Stream, /, *, json: Json = False, log: Log = DEFAULT_LOG)
         records = [record async for page in pages(store, Query(stream=stream)) for record in page]
         about = msgspec.json.decode(await store.state("stream", stream) or b"{}")
     if not records:
-        raise TrilogueError(f"there is no stream {stream!r} on this log")
+        raise TrilogueError(f"there is no stream {stream!r} on this log: expected its whole name, as 'account-ACC001'")
     if json:
         say_json({"stream": stream, "closed": about.get("closed"), "events": [_fields(record) for record in records]})
         return
@@ -79,6 +79,7 @@ async def state(
     model, id = model_of(loaded, stream)
     moment = None if at is None else _moment(at)
     async with loaded:
+        await _version(loaded.store, stream)
         found = await loaded.load(model, id, version=version, position=position, at=moment)
         changed = None if against is None else await loaded.diff(model, id, found.version, against)
     fields = {"stream": stream, "version": found.version, "state": _plain(getattr(found, "state", found))}
@@ -155,7 +156,7 @@ async def truncate(
 async def _version(store: Store, stream: str) -> int:
     version = await store.stream_version(stream)
     if not version:
-        raise TrilogueError(f"there is no stream {stream!r} on this log")
+        raise TrilogueError(f"there is no stream {stream!r} on this log: expected its whole name, as 'account-ACC001'")
     return version
 
 

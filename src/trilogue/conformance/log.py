@@ -235,6 +235,8 @@ async def promise_trim_keeps_what_is_needed(make_store: MakeStore) -> None:
         await store.append([envelope(n, f"k{n}") for n in range(10)])
         await store.append([envelope(10)], expected=("s", 0))
         same(await store.trim(keep=1), 0, "trimmed while the group has finished nothing")
+        same(await store.transact(lambda tx: tx.removed()), (0, 0), "the newest that was removed")
+        times = {record.position: record.recorded_us for record in await store.read(Query())}
         deliveries = await take(store, "readers", 11)
         await answer(store, deliveries[3:4], "dead")
         await answer(store, deliveries[5:6], "retry", after_us=3_600_000_000)
@@ -242,8 +244,11 @@ async def promise_trim_keeps_what_is_needed(make_store: MakeStore) -> None:
         await store.append([envelope(11)])
         await until(lambda: _trims_to(store, [3, 5, 10, 11]), "all but what is held, of a stream or newest is trimmed")
         same(await _stored(store), [3, 5, 10, 11], "records after trim(keep=1)")
+        newest = (10, times[10])  # of value 9: what is held, and of a stream, stays before and after it
+        same(await store.transact(lambda tx: tx.removed()), newest, "the newest that was removed")
         await store.trim(older_than_us=0, keep=1, force=True, streams=True)
         same(await _stored(store), [10, 11], "records after a forced trim: the newest, and the newest of the stream")
+        same(await store.transact(lambda tx: tx.removed()), newest, "the newest that was removed, after older ones went")
         same([letter.record.position for letter in await store.dead("readers")], [], "dead letters of records that are gone")
         same(numbers(await drain(store, "readers", 1)), [11], "what is left to do")
         expect(await is_idle(store, "readers"), "a group whose held records were trimmed by force becomes idle")

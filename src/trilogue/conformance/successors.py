@@ -33,6 +33,7 @@ async def promise_a_successor_is_quiet_where_the_other_was(make_store: MakeStore
         await store.append([envelope(n, f"k{n % 3}") for n in range(6, 9)])
         out = await take(store, "old", 3)
         same(await store.finished_to("old"), 6, "the same while records are out")
+        same(await store.transact(lambda tx: tx.group_reached("old")), 6, "the same in a transaction")
         young = group("young", has_effects=True)
         await store.transact(lambda tx: tx.start_group(young, 4, instead_of="old"))
         lost = await answer(store, out)
@@ -42,6 +43,10 @@ async def promise_a_successor_is_quiet_where_the_other_was(make_store: MakeStore
         same(found, {4: True, 5: True, 6: False, 7: False, 8: False}, "what the young group reads, and whether quietly")
         same([each.name for each in (await store.status()).groups], ["young"], "groups")
         await raises(UnknownEvent, store.finished_to("old"), "the old group is gone")
+        await raises(UnknownEvent, store.transact(lambda tx: tx.group_reached("old")), "the same in a transaction")
+        await store.transact(lambda tx: tx.drop_group("young"))
+        same(list((await store.status()).groups), [], "groups after the last one was dropped")
+        await raises(UnknownEvent, store.transact(lambda tx: tx.drop_group("young")), "dropping it again")
 
 
 @promise(Feature.EFFECTS)

@@ -1,6 +1,7 @@
 """What happens in one transaction: appends, states, timers and the user's SQL, all of it or nothing."""
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -121,6 +122,62 @@ async def promise_a_failing_transaction_harms_no_other(make_store: MakeStore) ->
         same(await _stored(store, stream="s"), [1, 2, 3], "the stream two of them wrote to")
         same(await _stored(store, types=("kind.of.its.own",)), [4], "a type the failing one was the first to use")
         await store.append([envelope(4)], expected=("s", 3))
+
+
+ENDLESS = "with recursive c(x) as (select 1 union all select x + 1 from c) insert into seen select x from c"
+
+
+@promise(Feature.EFFECTS, Feature.EXPECTED, Feature.TIMERS, Feature.HISTORY)
+async def promise_nothing_happens_after_an_undone_transaction(make_store: MakeStore) -> None:
+    """Where code goes on after its SQL was interrupted, nothing of it happens: not before, not after, by no verb."""
+    async with Bench(make_store) as bench:
+        store = await _with_table(bench)
+        after: list[Callable[[Transaction], object]] = [
+            lambda tx: tx.execute("insert into seen values (1)"),
+            lambda tx: tx.executemany("insert into seen values (?)", [(1,)]),
+            lambda tx: tx.append([envelope(1)]),
+            lambda tx: tx.set_state("mine", "id", b"kept"),
+            lambda tx: tx.schedule(envelope(1), now_us() + DAY_US, name="later"),
+            lambda tx: None,
+        ]
+        for then in after:
+
+            def swallows(tx: Transaction, then: Callable[[Transaction], object] = then) -> None:
+                _everything(tx, 9, 0, 0)
+                with contextlib.suppress(Exception):
+                    tx.execute(ENDLESS)
+                with contextlib.suppress(Exception):
+                    then(tx)
+
+            await raises(TimedOut, store.transact(swallows, limit_us=20_000), "a transaction that goes on regardless")
+        same((await _stored(store), await _seen(store)), ([], []), "records and rows")
+        same((await store.states("mine"), await store.timers()), ([], []), "states and timers")
+        await store.append([envelope(1)], expected=("a", 0))
+
+
+@promise(Feature.EFFECTS, Feature.EXPECTED)
+async def promise_an_interrupted_transaction_harms_no_other(make_store: MakeStore) -> None:
+    """A transaction whose SQL is interrupted fails alone, whatever is written at the same moment; its work is not done again."""
+    async with Bench(make_store) as bench:
+        store = await _with_table(bench)
+        calls: list[int] = []
+
+        def stuck(tx: Transaction) -> None:
+            calls.append(1)
+            tx.append([envelope(9)], stream="s", expected=1)
+            tx.execute(ENDLESS)
+
+        results = await asyncio.gather(
+            store.transact(lambda tx: tx.append([envelope(1)], stream="s", expected=0), rows=1),
+            store.append([envelope(2)], expected=("t", 0)),
+            store.transact(stuck, rows=1, limit_us=20_000),
+            store.append([envelope(3)]),
+            store.transact(lambda tx: tx.append([envelope(4)], stream="s", expected=1), rows=1),
+            return_exceptions=True,
+        )
+        same([isinstance(result, TimedOut) for result in results], [False, False, True, False, False], "which of them failed")
+        same((sorted(await _stored(store)), len(calls)), ([1, 2, 3, 4], 1), "what is stored, and how often it was tried")
+        await store.append([envelope(5)], expected=("s", 2))
 
 
 # ── states ───────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -298,7 +355,6 @@ async def promise_a_lost_lease_writes_nothing(make_store: MakeStore) -> None:
 @promise(Feature.EFFECTS, Feature.EXPECTED, Feature.TIMERS, Feature.HISTORY)
 async def promise_an_interrupted_effect_is_undone(make_store: MakeStore) -> None:
     """An effect interrupted after it has appended harms none of its settlement, and is forgotten with all it had changed."""
-    endless = "with recursive c(x) as (select 1 union all select x + 1 from c) insert into seen select x from c"
     async with Bench(make_store) as bench:
         store = await _with_table(bench, has_effects=True)
         await store.append([envelope(n, f"k{n}", kind="start") for n in range(3)])
@@ -306,7 +362,7 @@ async def promise_an_interrupted_effect_is_undone(make_store: MakeStore) -> None
 
         def stuck(tx: Transaction) -> None:
             _everything(tx, 9, 1, 2)
-            tx.execute(endless)
+            tx.execute(ENDLESS)
 
         writes: list[Callable[[Transaction], object]] = [
             lambda tx: _everything(tx, 1, 0, 0),

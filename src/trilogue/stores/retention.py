@@ -48,8 +48,8 @@ def trim(sql: Sql, start: int, floor: int, *, force: bool, streams: bool) -> tup
     held = "" if force else f"and not {_HELD}"
     until = min(floor, start + WINDOW)
     rows = sql.rows(
-        f"select position, slot, correlation, more, recorded_us from trilogue_records r where position >= ? and position < ? {held} "
-        f"and ({kept}) order by position limit ?",
+        "select position, slot, correlation, more, recorded_us from trilogue_records r where position >= ? and position < ? "
+        f"{held} and ({kept}) order by position limit ?",
         (start, until, TRIM_RECORDS),
     )
     _remove(sql, rows, force=force)

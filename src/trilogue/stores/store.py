@@ -385,8 +385,7 @@ class SqlStore:
             finally:
                 db.set_deadline(None)
 
-        translate, undone = db.connection.translate, db.writer_types.forget
-        run = whole(timed, in_transaction=db.in_transaction, translate=translate, undone=undone)
+        run = whole(timed, in_transaction=db.in_transaction, translate=db.connection.translate)
         result: T = await self._write(lambda _: run(), rows=rows)
         if self._db.transaction.regrouped:
             self._db.transaction.regrouped = False

@@ -181,12 +181,10 @@ def whole(
     *,
     in_transaction: Callable[[], bool],
     translate: Callable[[Exception], Exception],
-    undone: Callable[[], None],
 ) -> Callable[[], T]:
     """`work`, so that it happens whole or not at all, and harms no other change that is written with it.
 
-    Where it has undone the whole transaction, all others are run again without it, and it fails alone. undone: what was
-    remembered of that transaction is not true.
+    Where it has undone the whole transaction, all others are run again without it, and it fails alone.
     """
     doomed: list[Exception] = []
 
@@ -202,7 +200,6 @@ def whole(
             if in_transaction():
                 raise
             error = translate(answerable(raised))
-        undone()
         if isinstance(error, LogError):  # the disk is full: no fault of this work
             raise error
         doomed.append(error)

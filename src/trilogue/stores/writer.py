@@ -246,6 +246,7 @@ class Writer:
         done = 0
         try:
             if len(jobs) == 1:
+                jobs[0].error = None  # of a run that was undone
                 jobs[0].result = jobs[0].run(connection.sql)
                 done = 1
             else:
