@@ -414,8 +414,8 @@ def test_records_of_a_stream_that_stay_do_not_make_a_log_whole(file_url: str) ->
             await app.switch("counts")
             assert await app.db("select * from counts") == [("s", 1)]
         async with app_with(file_url, version=3).running() as app:  # what it can not make again, version 2 has not either
-            await app.wait_idle()
-            assert [(build.build, build.state) for build in (await status_of(app)).builds] == [(2, "old"), (3, "live")]
+            status = await until(lambda s: s.version == 3 and s.state == "live" and len(s.builds) == 2, app)
+            assert [(build.build, build.state) for build in status.builds] == [(2, "old"), (3, "live")]
 
     run(main())
 

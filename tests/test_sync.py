@@ -164,14 +164,16 @@ def test_what_the_bus_waits_for_cannot_call_it(url: str, of: str) -> None:
         except BadOption as error:
             outcome.append(error)
 
-    with app.sync() as bus:
-        bus.publish(Watched("u"))
-        thread = threading.Thread(target=ask, daemon=True)
-        thread.start()
-        thread.join(30)
-        assert not thread.is_alive()
-        assert "for whose end the bus itself waits" in str(outcome[0])
-        assert len(list(bus.history())) == 1
+    bus = app.sync()
+    bus.__enter__()
+    bus.publish(Watched("u"))
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(30)
+    assert not thread.is_alive()  # otherwise leaving the block would hang, too
+    assert "for whose end the bus itself waits" in str(outcome[0])
+    assert len(list(bus.history())) == 1
+    bus.__exit__()
 
 
 def test_an_error_inside_the_block_closes_too(url: str) -> None:

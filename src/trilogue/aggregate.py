@@ -15,7 +15,7 @@ import types
 import typing
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from hashlib import blake2b
 from typing import Any, ClassVar, Generic, TypeVar, dataclass_transform
 
@@ -237,6 +237,11 @@ class Reducer:
         if not isinstance(id, str) or not 0 < len(id) <= ID_CHARS or not id.isprintable():
             raise BadOption(f"{id!r} is no id for {self.pattern!r}: expected a text of 1 to {ID_CHARS} printable characters")
         return self.pattern.replace("{id}", id)
+
+    @cached_property
+    def plain(self) -> dict[tuple[str, int], Callable[[bytes], Any]]:
+        """How data is read that is neither of an older version nor sealed: nearly all of it, by type and version."""
+        return {(code.type, code.version): code.decode for code in self.coders.values() if not code.mark.personal}
 
     @property
     def is_personal(self) -> bool:

@@ -335,12 +335,12 @@ def ask(tx: Transaction, name: str, asked: int | None = None) -> int | None:
     return row.next.build
 
 
-def unfolded(tx: Transaction, name: str, row: Row, limit: int) -> tuple[list[Record], int]:
+def unfolded(tx: Transaction, name: str, row: Row, types: Sequence[str], limit: int) -> tuple[list[Record], int]:
     """What readers see and the next build has not folded, at most `limit` records, and up to where that would be all."""
     if row.live is None or row.next is None:
         return [], 0
     reached = tx.group_reached(group_name(name, row.live.build))
-    return tx.read(Query(types=tuple(row.next.types), after=row.next.position, before=reached + 1, limit=limit)), reached
+    return tx.read(Query(types=tuple(types), after=row.next.position, before=reached + 1, limit=limit)), reached
 
 
 def _behind(tx: Transaction, name: str, row: Row) -> Behind | None:
@@ -349,7 +349,7 @@ def _behind(tx: Transaction, name: str, row: Row) -> Behind | None:
         return None
     build, reached = row.next, tx.group_reached(group_name(name, row.live.build))
     # Who builds notes where it is, so it is far behind only if nobody does: no need to look whether there is anything to fold.
-    if reached - build.position <= MOST_BEHIND and not unfolded(tx, name, row, 1)[0]:
+    if reached - build.position <= MOST_BEHIND and not unfolded(tx, name, row, build.types, 1)[0]:
         return None
     return Behind(
         f"build {build.build} of projection {name!r} has folded up to position {build.position:,}, and readers see up to "

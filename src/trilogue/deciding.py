@@ -10,7 +10,7 @@ What is known of the program that decides: its store, its keys, how it makes env
 import copy
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Generic, Protocol, TypeVar
 
 import msgspec
@@ -43,8 +43,7 @@ class Host(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Decided(Generic[S]):
+class Decided(msgspec.Struct, Generic[S], frozen=True):
     """What became of a decision.
 
     state: after it. events: what was appended. version: of the stream, 0 for a Decision. receipt: of the last event, None if
@@ -91,15 +90,16 @@ def saved(
     host: Host, aggregate: A, before: int, events: tuple[Any, ...], receipt: Receipt | None, answer: Any = None
 ) -> Decided[A]:
     """The aggregate's events are stored behind the version it had before."""
-    version = before + len(events)
+    version, own = before + len(events), aggregate.__dict__
     # What was emitted while this was being saved is still to be saved; and two savings at once are one.
-    count = max(0, version - aggregate.version)
-    aggregate.__dict__["_prepared"] = aggregate.__dict__.get("_prepared", [])[count:]
-    aggregate.mark_saved(max(version, aggregate.version), count)
-    cls: Any = type(aggregate)
-    every = cls.snapshot_policy.every if cls.snapshot_policy else None
-    if every and version // every > before // every:
-        host.snapshots.consider(reducer_of(cls), aggregate.id, host.keys, every, 0.0)
+    count = max(0, version - own.get("_version", 0))
+    own["_prepared"] = own.get("_prepared", [])[count:]
+    if count:
+        aggregate.mark_saved(version, count)
+    policy = aggregate.snapshot_policy
+    if policy is not None and policy.every and version // policy.every > before // policy.every:
+        cls: Any = type(aggregate)
+        host.snapshots.consider(reducer_of(cls), aggregate.id, host.keys, policy.every, 0.0)
     return Decided(aggregate, events, version, receipt, answer)
 
 

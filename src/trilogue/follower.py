@@ -14,6 +14,7 @@ import logging
 import time
 from collections.abc import Sequence
 from concurrent.futures import Executor
+from functools import partial
 from typing import Any
 
 from trilogue import builds
@@ -70,7 +71,6 @@ class Builder:
                 return
             if state == "ready":
                 await self._rest()
-        await self._store.transact(lambda tx: builds.drop_older(tx, self._projection.name))
 
     async def _rest(self) -> None:
         await self._store.changed(1.0)
@@ -102,8 +102,9 @@ class Builder:
     def _fold_last(self, tx: Transaction) -> int:
         """What the live group has finished since; the position that is reached, where it was if that would be too many."""
         name, number, was = self._projection.name, self._build.build, self._stored
-        records, reached = builds.unfolded(tx, name, builds.find(tx, name), self._events + 1)
-        if not records or len(records) > self._events:
+        row = builds.find(tx, name)
+        records, reached = builds.unfolded(tx, name, row, self._projection.types, self._events + 1)
+        if reached <= was or len(records) > self._events:
             return was
         wanted = self._not_skipped(tx, records)
         builds.advance(tx, name, number, was, reached, len(wanted))
@@ -250,6 +251,8 @@ class Follower:
             if row is not None:
                 await self._follow_live(projection, row)
                 self._follow_next(projection, row)
+                if len(row.old) > 1:  # not in the switch, whose SQL is bounded in time: large tables take long to drop
+                    await self._store.transact(partial(builds.drop_older, name=projection.name))
 
     # ── the live build ───────────────────────────────────────────────────────────────────────────────────────────────
 

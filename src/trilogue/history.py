@@ -162,13 +162,12 @@ class History:
 async def traced(store: Store, record: Record) -> list[Traced]:
     """Everything of a record's correlation, as a tree from its root on."""
     root = record.correlation_id or record.id
-    first = await store.read(Query(id=root)) if root != record.id else [record]
-    found = {each.position: each for each in first}
+    found = await store.read(Query(id=root)) if root != record.id else [record]
     async for page in pages(store, Query(correlation=root)):
-        found |= {each.position: each for each in page}  # the root is among them where it names itself
+        found += page  # a root that names itself is among them once more
         if len(found) >= TRACED_RECORDS:
             break
-    return _tree(sorted(found.values(), key=lambda each: each.position)[:TRACED_RECORDS])
+    return _tree(found[:TRACED_RECORDS])
 
 
 def event_of(reducer: Reducer, record: Record, keys: Keys | None) -> Any:
@@ -197,11 +196,12 @@ def _text(value: object) -> str | None:
 
 def _tree(records: Sequence[Record]) -> list[Traced]:
     """Each record after what caused it. What has no cause among them is a root, and of those that cause each other the first."""
+    records = sorted(records, key=lambda record: record.position)
     ids = {record.id for record in records}
     caused: dict[str | None, list[Record]] = {}
     for record in records:
-        has_cause = record.causation_id in ids and record.causation_id != record.id
-        caused.setdefault(record.causation_id if has_cause else None, []).append(record)
+        cause = record.causation_id if record.causation_id in ids else None
+        caused.setdefault(cause, []).append(record)
     found: dict[int, Traced] = {}
     for root in (*caused.get(None, ()), *records):
         open_ = [(root, 0)]

@@ -73,14 +73,16 @@ async def rehydrate(store: Store, reducer: Reducer, id: str, keys: Keys | None =
     began = time.perf_counter()
     stream = reducer.stream_of(id)
     state, version, position = await _kept(store, reducer, id, keys, until)
-    events = 0
+    events, fold, plain = 0, reducer.fold, reducer.plain
     async for page in pages(store, _query(stream, position, until)):
         for record in page:
             if until.version is not None and (record.version or 0) > until.version:
                 return Rehydrated(state, version, position, events, time.perf_counter() - began)
-            code = reducer.coders.get(record.type)
-            if code is not None:
-                state = reducer.fold(state, code.read(record, keys))
+            decode = plain.get((record.type, record.schema_version))
+            if decode is not None:
+                state = fold(state, decode(record.data))
+            elif record.type in reducer.coders:
+                state = fold(state, reducer.coders[record.type].read(record, keys))
             version, position = record.version or version, record.position
             events += 1
     return Rehydrated(state, version, position, events, time.perf_counter() - began)
