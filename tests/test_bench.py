@@ -113,7 +113,7 @@ def _deposits(path: Path) -> list[tuple[int, str]]:
 
 def test_a_side_that_did_not_do_its_work_has_no_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store_limits, "_save", lambda connection, rows: None)
-    with pytest.raises(Unavailable, match="raw apsw stored 0 where 128 were expected"):
+    with pytest.raises(Unavailable, match="raw apsw stored 0 where 192 were expected"):
         store_limits.save_one(tmp_path, EVENTS)
 
 

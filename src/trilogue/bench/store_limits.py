@@ -13,7 +13,7 @@ import apsw
 import msgspec
 
 from trilogue.bench.measured import CHECKPOINT_PAGES, Measured, check_stored, pragmas_of
-from trilogue.bench.store_figures import FILL, LOADS, PER_SAVE, TEXT, Deposited, spread
+from trilogue.bench.store_figures import FILL, LOADS, PER_SAVE, TEXT, Deposited, spread, warm_up
 from trilogue.events import now_us
 
 _TABLES = """
@@ -70,12 +70,14 @@ def save_100(folder: Path, events: int) -> Measured:
 
 def _saves(folder: Path, events: int, per_save: int) -> Measured:
     connection = _created(folder)
-    saves = events // per_save
+    saves, warm = events // per_save, warm_up(events, per_save)
     began = time.perf_counter()
-    for save in range(saves):
+    for save in range(warm + saves):
+        if save == warm:
+            began = time.perf_counter()
         _save(connection, [_row("1", save * per_save + n + 1, n) for n in range(per_save)])
     rate = saves * per_save / (time.perf_counter() - began)
-    return _measured(connection, rate, saves * per_save)
+    return _measured(connection, rate, (warm + saves) * per_save)
 
 
 def rehydrate(folder: Path, events: int) -> Measured:

@@ -21,7 +21,7 @@ from eventsourcing.system import Follower
 from eventsourcing.utils import Environment
 
 from trilogue.bench.measured import CHECKPOINT_PAGES, Measured, check_stored, pragmas_of, weakest
-from trilogue.bench.store_figures import FILL, LOADS, PER_SAVE, TEXT, WRITERS, spread
+from trilogue.bench.store_figures import FILL, LOADS, PER_SAVE, TEXT, WRITERS, spread, warm_up
 
 _UPSERT = "insert into balances values (?, ?) on conflict (account) do update set cents = cents + excluded.cents"
 
@@ -133,12 +133,14 @@ def save_100(folder: Path, events: int) -> Measured:
 
 def _save(folder: Path, events: int, per_save: int) -> Measured:
     with Bank(env=_environment(folder)) as bank:
-        account = _opened(bank)
+        account, warm = _opened(bank), warm_up(events, per_save)
+        for _ in range(warm):
+            _deposit(bank, account, per_save)
         began = time.perf_counter()
         for _ in range(events // per_save):
             _deposit(bank, account, per_save)
         rate = events // per_save * per_save / (time.perf_counter() - began)
-        return _measured(bank, rate, events // per_save * per_save + 1)
+        return _measured(bank, rate, (events // per_save + warm) * per_save + 1)
 
 
 def save_64_tasks(folder: Path, events: int) -> Measured:
