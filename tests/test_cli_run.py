@@ -69,6 +69,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("shop7", "import sys\nsys.exit(3)", "shop7:app", "__main__"),
         ("shop8", "\nfrom trilogue import App\n\napp = App('sqlit:///x')", "shop8:app", "line 4: UnknownScheme"),
         ("shop9", "", "shop_9:app", "did you mean 'shop9'?"),
+        ("shop11", "raise RuntimeError('asyncio.run() cannot be called from a running event loop')", "shop11:app", "if __name__"),
         ("shop10", "", "shop10.inner:app", "is not found"),
     ],
 )

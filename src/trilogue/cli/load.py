@@ -16,6 +16,8 @@ from trilogue import App, Router
 from trilogue.cli.log import near
 from trilogue.errors import BadOption, TrilogueError
 
+GUARD = ": put what the script does under `if __name__ == '__main__':`"
+
 
 def load_app(spec: str) -> App:
     """The App that `MODULE:APP` names; raises BadOption for a spec of another form, TrilogueError if there is none."""
@@ -38,10 +40,9 @@ def _load_module(name: str) -> ModuleType:
             raise TrilogueError(_no_such_module(name, error.name)) from error
         raise TrilogueError(_failed(name, error)) from error
     except SystemExit as error:
-        sentence = f"{_failed(name, error)}: put what the script does under `if __name__ == '__main__':`"
-        raise TrilogueError(sentence) from error
+        raise TrilogueError(_failed(name, error) + GUARD) from error
     except Exception as error:
-        raise TrilogueError(_failed(name, error)) from error
+        raise TrilogueError(_failed(name, error) + (GUARD if "asyncio.run()" in str(error) else "")) from error
 
 
 def _no_such_module(name: str, missing: str) -> str:
