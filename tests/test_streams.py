@@ -32,11 +32,14 @@ from trilogue import (
     Conflict,
     Db,
     Decider,
+    DecodeError,
+    Envelope,
     OutcomeUnknown,
     Rejected,
     Snapshot,
     StreamClosed,
     TimedOut,
+    UnknownEvent,
     audited,
     event,
 )
@@ -781,5 +784,67 @@ def test_load_at_a_version_a_position_and_a_time(url: str) -> None:
         with pytest.raises(BadOption, match="no time zone"):
             await app.load(Account, "a", at=datetime(2026, 1, 1))
         assert (await app.load(Account, "a", at=datetime(2099, 1, 1, tzinfo=UTC))).balance == 111
+
+    run(url, test)
+
+
+# ── mistakes that must not end in a stream nobody can read ───────────────────────────────────────────────────────────
+
+
+def test_an_event_that_is_not_what_its_class_says_is_refused_before_it_is_stored(url: str) -> None:
+    async def test(app: App) -> None:
+        await app.decide(Account, "a", lambda a: a.deposit(5))
+        account = await app.load(Account, "a")
+        account.emit(Deposited(7, Decimal(1)))  # type: ignore[arg-type]
+        with pytest.raises(BadOption, match="nobody could read it again"):
+            await app.save(account)
+        for once in (None, "r"):
+            with pytest.raises(BadOption, match="nobody could read it again"):
+                await app.decide(accounts, "a", lambda s: Deposited(7, Decimal(1)), once=once)  # type: ignore[arg-type]
+        assert (await app.load(Account, "a")).balance == 5
+
+    async def unreadable(app: App) -> None:
+        await app.store.append([Envelope("x", "account.deposited", b'{"account":7}')], expected=("account-a", 0))
+        with pytest.raises(DecodeError, match=r"stream 'account-a', version 1, 'account.deposited': not a Deposited"):
+            await app.load(Account, "a")
+
+    run(url, test)
+    run("memory://", unreadable)
+
+
+def test_rules_that_say_nothing_or_the_wrong_thing() -> None:
+    def forgetful(state: State, e: Deposited) -> State:
+        return None  # type: ignore[return-value]
+
+    class Bare(Aggregate, stream="bare-{id}"):
+        pass
+
+    class Demanding(Aggregate, stream="demanding-{id}"):
+        name: str
+
+        def apply(self, e: Deposited) -> None:
+            pass
+
+    async def test(app: App) -> None:
+        with pytest.raises(BadOption, match="an Aggregate emits its events"):
+            await app.decide(Account, "a", lambda a: Deposited("a", Decimal(1)))
+        with pytest.raises(BadOption, match="returned None for"):
+            await app.decide(Decider("f-{id}", State(), forgetful), "a", lambda s: Deposited("a", Decimal(1)))
+        with pytest.raises(BadOption, match="returned 'done'"):
+            await app.decide(accounts, "a", lambda s: "done")
+        with pytest.raises(UnknownEvent, match=r"Bare has no apply\(\): write"):
+            await app.load(Bare, "a")
+        with pytest.raises(BadOption, match=r"field 'name' of .*Demanding has no default"):
+            await app.load(Demanding, "a")
+        assert [record async for record in app.history()] == []
+
+    run("memory://", test)
+
+
+def test_sql_that_cannot_be_run_says_so(url: str) -> None:
+    async def test(app: App) -> None:
+        for sql, values in (("select * from nowhere", ()), ("selct 1", ()), ("select ?", ())):
+            with pytest.raises(BadOption, match="cannot be run"):
+                await app.db(sql, values)
 
     run(url, test)

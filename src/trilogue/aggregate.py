@@ -254,13 +254,23 @@ def reducer_of(model: Any) -> Reducer:
     """The Reducer of an Aggregate class, a Decider or a Decision class; raises UnknownEvent naming what is wrong with it."""
     if isinstance(model, Decider):
         return _of_decider(model)
-    if not isinstance(model, type) or not issubclass(model, (Aggregate, Decision)) or not hasattr(model, "apply"):
-        raise UnknownEvent(f"{model!r} is no Aggregate with apply(), no Decider and no Decision: nothing can be folded with it")
-    name, pattern, policy = model.__qualname__, getattr(model, "stream_pattern", ""), getattr(model, "snapshot_policy", None)
-    classes = event_classes(model.apply, f"{name}.apply()")
+    if not isinstance(model, type) or not issubclass(model, (Aggregate, Decision)):
+        raise UnknownEvent(f"{model!r} is no Aggregate, no Decider and no Decision: nothing can be folded with it")
+    if not hasattr(model, "apply"):
+        raise UnknownEvent(f"{model.__qualname__} has no apply(): write `def apply(self, e: Opened | Closed) -> None`")
+    if issubclass(model, Aggregate):
+        _check_defaults(model)
+    cls: Any = model
+    name, pattern, policy = cls.__qualname__, getattr(cls, "stream_pattern", ""), getattr(cls, "snapshot_policy", None)
+    classes = event_classes(cls.apply, f"{name}.apply()")
     coders = _coders(classes, name)
-    print_ = _fingerprint(model.apply, model, policy, coders)
-    return Reducer(name, pattern, coders, classes, model, _apply, model, policy, print_)
+    return Reducer(name, pattern, coders, classes, cls, _apply, cls, policy, _fingerprint(cls.apply, cls, policy, coders))
+
+
+def _check_defaults(model: type[Aggregate]) -> None:
+    for each in dataclasses.fields(model)[1:]:
+        if each.default is dataclasses.MISSING and each.default_factory is dataclasses.MISSING:
+            raise BadOption(f"field {each.name!r} of {model.__qualname__} has no default: a new one begins with its id alone")
 
 
 def _of_decider(model: Decider[Any]) -> Reducer:
@@ -347,7 +357,8 @@ def decided(outcome: Any) -> list[Any]:
     """What a deciding function returned, as a list of events; raises BadOption for anything else."""
     if outcome is None:
         return []
-    items = list(outcome) if isinstance(outcome, Iterable) and not is_event(type(outcome)) else [outcome]
+    is_several = isinstance(outcome, Iterable) and not isinstance(outcome, (str, bytes, dict)) and not is_event(type(outcome))
+    items = list(outcome) if is_several else [outcome]
     for item in items:
         if not is_event(type(item)):
             raise BadOption(f"a decision returned {item!r}: expected an event, several events, or None")

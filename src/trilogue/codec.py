@@ -181,6 +181,8 @@ def envelope(
         data = code.encode(event)
     except (TypeError, ValueError, OverflowError, NotImplementedError, RecursionError) as error:
         raise BadOption(f"event {code.type!r} cannot be encoded: {error}") from error
+    if stream is not None:
+        _check_readable(code, data)
     if code.sealing is not None:
         data = sealed(data, code.sealing, id, keys)
     if time_us is None:
@@ -203,6 +205,14 @@ def envelope(
         audit(),
         code.tags(event),
     )
+
+
+def _check_readable(code: Coder, data: bytes) -> None:
+    """A stream that holds one event nobody can read can never be loaded again, so it is found out before."""
+    try:
+        code.decode(data)
+    except DecodeError as error:
+        raise BadOption(f"event {code.type!r} is not what its class says, so nobody could read it again: {error}") from error
 
 
 # ── CloudEvents 1.0, JSON format ─────────────────────────────────────────────────────────────────────────────────────

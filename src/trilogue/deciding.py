@@ -18,7 +18,7 @@ import msgspec
 from trilogue.aggregate import Aggregate, Boundary, Decision, Reducer, boundaries, decided, reducer_of
 from trilogue.codec import Keys
 from trilogue.errors import BadOption
-from trilogue.events import Envelope, Receipt, Record
+from trilogue.events import Envelope, Receipt, Record, is_event
 from trilogue.ports import Query, Store, Transaction
 from trilogue.rehydrate import NOW, SEPARATOR, Snapshots, Until, pages, rehydrate
 
@@ -115,10 +115,14 @@ def ruled(reducer: Reducer, state: Any, rule: Callable[[Any], Any]) -> tuple[Any
         outcome.close()
         raise BadOption("a rule is a plain function of the state: ask and wait before, and give it what you have learnt")
     if isinstance(state, Aggregate):
+        if is_event(type(outcome)) and outcome not in state.uncommitted:
+            raise BadOption(f"the rule returned {outcome!r}: an Aggregate emits its events, as self.emit(...)")
         return state, state.uncommitted, outcome
     events = decided(outcome)
     for event in events:
         state = reducer.fold(state, event)
+        if state is None:
+            raise BadOption(f"{reducer.name}() returned None for {event!r}: it returns the state after the event")
     return state, tuple(events), None
 
 

@@ -8,6 +8,7 @@ batch      [events and Failed(item, why)]        each of the batch on its own
 import contextvars
 import inspect
 import logging
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -22,6 +23,7 @@ from trilogue.ports import Db
 from trilogue.sealing import holds_sealed
 
 TRACEBACK_FRAMES = 20
+SAID_S = 60.0
 WITHHELD = "(withheld: this event holds personal data)"
 
 log = logging.getLogger("trilogue")
@@ -35,6 +37,7 @@ class Outcomes:
     def __init__(self, sub: Subscription, source: str) -> None:
         self._sub = sub
         self._source = source
+        self._said_at = float("-inf")
         self._is_personal = any(code.sealing is not None for code in sub.coders.values())
 
     def context(self, delivery: Delivery) -> Context | None:
@@ -69,7 +72,7 @@ class Outcomes:
         text, trace = self._told(delivery.record, error)
         where = (self._sub.group.name, delivery.record.position, delivery.attempt, text)
         if wait_us is not None:
-            log.debug("group %s: position %d failed at attempt %d: %s", *where)
+            self._say_retried(where)
             return Settlement(delivery, "retry", wait_us, error=text, traceback=trace)
         log.warning("group %s: position %d is a dead letter after %d attempts: %s", *where)
         return Settlement(delivery, "dead", park=self._sub.park, error=text, traceback=trace)
@@ -78,6 +81,13 @@ class Outcomes:
         """What is kept and logged of an error."""
         code = self._sub.coders.get(record.type)
         return told(error, is_personal=(code is not None and code.sealing is not None) or holds_sealed(record.data))
+
+    def _say_retried(self, where: tuple[str, int, int, str]) -> None:
+        """One failure a minute is said aloud: a handler that always fails must not be silent until its last attempt."""
+        is_due = time.monotonic() - self._said_at > SAID_S
+        if is_due:
+            self._said_at = time.monotonic()
+        log.log(logging.WARNING if is_due else logging.DEBUG, "group %s: position %d failed at attempt %d, retrying: %s", *where)
 
     def in_transaction(self, delivery: Delivery) -> Answer:
         """A handler with `db`, to be run by the settlement."""

@@ -17,7 +17,7 @@ import msgspec
 
 from trilogue.aggregate import Reducer
 from trilogue.codec import Keys
-from trilogue.errors import BadOption, TrilogueError
+from trilogue.errors import BadOption, DecodeError, TrilogueError
 from trilogue.events import Record
 from trilogue.ports import Query, Store
 
@@ -79,10 +79,13 @@ async def rehydrate(store: Store, reducer: Reducer, id: str, keys: Keys | None =
             if until.version is not None and (record.version or 0) > until.version:
                 return Rehydrated(state, version, position, events, time.perf_counter() - began)
             decode = plain.get((record.type, record.schema_version))
-            if decode is not None:
-                state = fold(state, decode(record.data))
-            elif record.type in reducer.coders:
-                state = fold(state, reducer.coders[record.type].read(record, keys))
+            try:
+                if decode is not None:
+                    state = fold(state, decode(record.data))
+                elif record.type in reducer.coders:
+                    state = fold(state, reducer.coders[record.type].read(record, keys))
+            except DecodeError as error:
+                raise DecodeError(f"stream {stream!r}, version {record.version}, {record.type!r}: {error}") from error
             version, position = record.version or version, record.position
             events += 1
     return Rehydrated(state, version, position, events, time.perf_counter() - began)

@@ -16,7 +16,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from trilogue.errors import TrilogueError, Unavailable
+import apsw
+
+from trilogue.errors import BadOption, TrilogueError, Unavailable
 from trilogue.ports import Rows
 from trilogue.stores import log
 from trilogue.stores.rewrite import rewrite
@@ -150,7 +152,10 @@ class Database:
         self.check_open()
         if self.in_memory:
             with self.reading():
-                return read_only(self._reader, sql, values)
+                try:
+                    return read_only(self._reader, sql, values)
+                except Exception as error:
+                    raise _told(error, sql) from error
         return await asyncio.to_thread(self._query, sql, values)
 
     def _query(self, sql: str, values: Sequence[Any]) -> Rows:
@@ -160,7 +165,7 @@ class Database:
         try:
             return read_only(connection, sql, values)
         except Exception as error:
-            raise translate(error, self.path) from error
+            raise _told(translate(error, self.path), sql) from error
         finally:
             connection.close()
 
@@ -181,3 +186,10 @@ class Database:
     def set_deadline(self, limit_us: int | None) -> None:
         """Interrupt the SQL of the write connection after so many microseconds; None: never."""
         self.connection.deadline_s = None if limit_us is None else time.monotonic() + limit_us / 1_000_000
+
+
+def _told(error: Exception, sql: str) -> Exception:
+    """A mistake in the user's SQL as one of our errors."""
+    if isinstance(error, (apsw.SQLError, apsw.BindingsError)):
+        return BadOption(f"the SQL {sql[:200]!r} cannot be run: {error}")
+    return error
