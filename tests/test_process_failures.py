@@ -29,6 +29,7 @@ from transfers import (
 from trilogue import (
     App,
     Later,
+    OrphanedGroup,
     Process,
     ProcessInstance,
     Reject,
@@ -364,5 +365,23 @@ def test_a_program_killed_in_a_step_has_done_nothing_of_it(tmp_path: Path, monke
             assert t1.events == 2
             assert await types(app) == ["requested", "withdraw", "withdrawn", "deposit"]
             assert len(await app.store.timers()) == 1
+
+    run(main())
+
+
+def test_another_group_is_refused_while_there_are_instances(file_url: str) -> None:
+    """It would bring them again what they have counted already."""
+
+    async def main() -> None:
+        async with transfers(file_url).running() as app:
+            await handled(app, Requested("t1", 5))
+        with pytest.raises(OrphanedGroup, match=r"give it group='process.transfer' and key='transfer' again"):
+            async with transfers(file_url, group="other", start="beginning"):
+                pass
+        async with transfers(file_url).running() as app:
+            await handled(app, Withdrawn("t1"), Deposited("t1"))
+            assert await app.processes() == []
+        async with transfers(file_url, group="other"):
+            pass
 
     run(main())

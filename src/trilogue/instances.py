@@ -18,7 +18,7 @@ from typing import Any, Literal, cast
 import msgspec
 
 from trilogue.durations import Duration, microseconds, readable
-from trilogue.errors import DecodeError, Reject, TrilogueError, TwiceNamed, UnknownEvent, Unsupported
+from trilogue.errors import DecodeError, OrphanedGroup, Reject, TrilogueError, TwiceNamed, UnknownEvent, Unsupported
 from trilogue.events import KEY_CHARS, Envelope, Record, as_datetime, derived_id, now_us
 from trilogue.handlers import Context, Subscription, subscription
 from trilogue.ports import Db, Store, Transaction
@@ -118,10 +118,22 @@ def registration(model: Any, group: str | None) -> Callable[[Db], None]:
     def register(db: Db) -> None:
         tx, wiring = cast("Transaction", db), wiring_of(model)
         body = msgspec.json.encode(_Registered(wiring.group if group is None else group, model.process_key))
-        if tx.state(REGISTERED, wiring.name) != body:
+        known = tx.state(REGISTERED, wiring.name)
+        if known is not None and known != body:
+            _refuse_renamed(tx, wiring, msgspec.json.decode(known, type=_Registered))
+        if known != body:
             tx.set_state(REGISTERED, wiring.name, body)
 
     return register
+
+
+def _refuse_renamed(tx: Transaction, wiring: Wiring, known: "_Registered") -> None:
+    """Another group would read again what the instances that are there have counted already."""
+    if tx.execute("select 1 from trilogue_state where owner = ? limit 1", (wiring.owner,)):
+        raise OrphanedGroup(
+            f"process {wiring.name!r} has instances that group {known.group!r} with key {known.key!r} has brought so far: "
+            f"give it group={known.group!r} and key={known.key!r} again, or wait until they have ended"
+        )
 
 
 _OLDER = """
