@@ -82,7 +82,7 @@ class Model:
             entry.gone |= entry.version != stream.version and (streams or is_hidden)
 
     def fire(self, now_us: int) -> None:
-        due = sorted((due_us, number, name) for name, (due_us, number) in self.timers.items() if due_us <= now_us)
-        for _, number, name in due:
+        due = sorted((due_us, f"id-{number}", number, name) for name, (due_us, number) in self.timers.items() if due_us <= now_us)
+        for _, _, number, name in due:
             del self.timers[name]
             self.append([number], (), None, ANY)
