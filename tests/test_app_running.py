@@ -257,7 +257,7 @@ def test_wiring_errors_come_before_anything_happens(tmp_path: Path) -> None:
     run(main())
 
 
-def test_a_handler_error_is_logged_once_it_is_dead(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_handler_error_is_said_when_it_begins_and_when_it_is_dead(caplog: pytest.LogCaptureFixture) -> None:
     async def main() -> None:
         app = App("memory://")
         failing(app, lambda: ValueError("no"), retry=QUICK)
@@ -267,7 +267,10 @@ def test_a_handler_error_is_logged_once_it_is_dead(caplog: pytest.LogCaptureFixt
 
     with caplog.at_level(logging.WARNING, "trilogue"):
         run(main())
-    assert [r.message for r in caplog.records] == ["group g: position 1 is a dead letter after 3 attempts: ValueError: no"]
+    assert [r.message for r in caplog.records] == [
+        "group g: position 1 failed at attempt 1, retrying: ValueError: no",
+        "group g: position 1 is a dead letter after 3 attempts: ValueError: no",
+    ]
 
 
 def test_plain_handlers_do_not_hold_up_the_loop(url: str) -> None:

@@ -228,6 +228,11 @@ class Reducer:
     snapshot: Snapshot | None
     fingerprint: str
 
+    @property
+    def fold_name(self) -> str:
+        """What the function is called whose annotation says which events are folded."""
+        return f"{self.name}.apply()" if self.fold is _apply else f"{self.name}()"
+
     def takes(self, event: object) -> bool:
         """Whether its fold is annotated with the class of this event."""
         return type(event) in self.classes

@@ -435,7 +435,8 @@ class App(Router, Streams, History, Projections):
     ) -> int:
         """Remove records older than a duration and beyond the newest `keep`; returns how many went.
 
-        What a group still needs stays unless `force`, records of streams stay unless `streams`, the newest always stays.
+        What a group still needs stays unless `force`, records of streams and those with tags, on which
+        decisions rest, stay unless `streams`; the newest always stays, of each stream too.
         """
         older_than_us = None if older_than is None else microseconds(older_than)
         return await self.store.trim(older_than_us=older_than_us, keep=keep, force=force, streams=streams)

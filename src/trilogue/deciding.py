@@ -122,7 +122,7 @@ def ruled(reducer: Reducer, state: Any, rule: Callable[[Any], Any]) -> tuple[Any
     for event in events:
         state = reducer.fold(state, event)
         if state is None:
-            raise BadOption(f"{reducer.name}() returned None for {event!r}: it returns the state after the event")
+            raise BadOption(f"{reducer.fold_name} returned None for {event!r}: it returns the state after the event")
     return state, tuple(events), None
 
 

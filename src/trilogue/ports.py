@@ -348,7 +348,8 @@ class Store(Protocol):
     ) -> int:
         """Remove old records, by age or count, never the newest one.
 
-        force: also what a group still needs. streams: also records of streams. Returns how many went.
+        force: also what a group still needs. streams: also what decisions rest on: records of streams, but for the newest of
+        each, and those with tags. Returns how many went.
         """
 
     async def handled(self, group: str, position: int) -> bool:

@@ -74,6 +74,8 @@ class Model:
 
     def trim(self, *, streams: bool) -> None:
         for entry in self.records[:-1]:
+            if entry.tags and not streams:
+                continue
             if entry.stream is None:
                 entry.gone = True
                 continue

@@ -23,6 +23,7 @@ _HIDDEN = (
     "exists (select 1 from trilogue_state s where s.owner = 'stream' and s.id = r.stream "
     "and r.version < json_extract(cast(s.body as text), '$.first'))"
 )
+_UNTAGGED = "(more is null or coalesce(json_array_length(cast(more as text), '$[3]'), 0) = 0)"
 _HELD = "exists (select 1 from trilogue_groups g join trilogue_held h on h.group_id = g.id and h.position = r.position)"
 
 
@@ -44,12 +45,13 @@ def removed(sql: Sql) -> tuple[int, int]:
 
 def trim(sql: Sql, start: int, floor: int, *, force: bool, streams: bool) -> tuple[int, int]:
     """Remove what may go of a window from `start` on; returns how many went, and where the next window begins."""
-    kept = f"stream is null or ({_NEWER}{'' if streams else f' and {_HIDDEN}'})"
+    # What decisions rest on stays unless asked for: streams, and whatever carries tags.
+    may_go = f"(stream is null or {_NEWER})" if streams else f"(stream is null or ({_NEWER} and {_HIDDEN})) and {_UNTAGGED}"
     held = "" if force else f"and not {_HELD}"
     until = min(floor, start + WINDOW)
     rows = sql.rows(
         "select position, slot, correlation, more, recorded_us from trilogue_records r where position >= ? and position < ? "
-        f"{held} and ({kept}) order by position limit ?",
+        f"{held} and {may_go} order by position limit ?",
         (start, until, TRIM_RECORDS),
     )
     _remove(sql, rows, force=force)

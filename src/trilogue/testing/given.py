@@ -126,7 +126,7 @@ def _title(model: Any, reducer: Reducer) -> str:
 def _taken(reducer: Reducer, event: object, story: Story) -> Any:
     """The event as it is read; fails for one that the fold is not annotated with."""
     if not reducer.takes(event):
-        raise story.failed(f"{event!r} would be passed over: the annotation of {reducer.name}() does not name its class")
+        raise story.failed(f"{event!r} would be passed over: the annotation of {reducer.fold_name} does not name its class")
     return stored(event, story)
 
 
