@@ -360,7 +360,7 @@ def test_history_by_everything(url: str) -> None:
 
 
 def test_history_goes_over_pages(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trilogue.app.HISTORY_PAGE", 7)
+    monkeypatch.setattr("trilogue.reading.HISTORY_PAGE", 7)
 
     async def main() -> None:
         app = App(url)

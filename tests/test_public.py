@@ -20,7 +20,7 @@ LAYERS = (
     "errors", "durations", "patterns", "retry", "events", "ports",
     "sealing", "codec", "aggregate", "gate", "handlers", "outcomes", "process", "instances", "projection",
     "stores", "builds", "schema", "runner", "watch", "follower", "projections",
-    "router", "rehydrate", "deciding", "stream", "history", "privacy", "sync", "app",
+    "router", "rehydrate", "deciding", "stream", "history", "privacy", "reading", "sync", "app",
     "",  # "" is the package's own __init__: whatever comes after it uses public names only
     "testing", "conformance", "bench", "apps", "cli", "__main__",
 )  # fmt: skip

@@ -19,25 +19,23 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import datetime
 from time import monotonic
-from typing import Any, TypeVar
-
-import msgspec
+from typing import Any
 
 from trilogue import codec, projections
 from trilogue.builds import projection_of, refuse_replay
 from trilogue.durations import Duration, microseconds, seconds
-from trilogue.errors import BadOption, LogError, OrphanedGroup, TimedOut, TwiceNamed, UnknownEvent, Unsupported
-from trilogue.events import Envelope, Receipt, Record, as_us, now_us
+from trilogue.errors import BadOption, LogError, OrphanedGroup, TimedOut, TwiceNamed, Unsupported
+from trilogue.events import Envelope, Receipt, now_us
 from trilogue.follower import Follower
 from trilogue.handlers import NAME_CHARS, Subscription, subscription
 from trilogue.history import History
 from trilogue.instances import LISTED, ProcessInstance, process_instances, process_subscriptions, refuse_beside
 from trilogue.outcomes import cause
-from trilogue.patterns import check_pattern
-from trilogue.ports import Db, Query, SeekTo, Store
+from trilogue.ports import Db, SeekTo, Store
 from trilogue.privacy import ErasureReceipt, erase, keys_path
 from trilogue.projection import Projection, declarations
 from trilogue.projections import Projections
+from trilogue.reading import Reading, us_of
 from trilogue.rehydrate import Snapshots
 from trilogue.router import Router
 from trilogue.runner import Runner
@@ -48,9 +46,7 @@ from trilogue.stream import Streams
 from trilogue.sync import SyncApp
 from trilogue.watch import LoopWatch, watch_progress
 
-M = TypeVar("M")
 PUBLISH_RECORDS = 1_000
-HISTORY_PAGE = 1_000
 THREADS = 32
 GRACE = "10s"
 TRIM_EVERY_S = 60.0
@@ -58,7 +54,7 @@ TRIM_EVERY_S = 60.0
 log = logging.getLogger("trilogue")
 
 
-class App(Router, Streams, History, Projections):
+class App(Router, Reading, Streams, History, Projections):
     """One program on one log.
 
     url: memory:// or sqlite:///file.db. name: tells its groups and the source of its events from another program's.
@@ -246,7 +242,7 @@ class App(Router, Streams, History, Projections):
         delay, at: enter the log then and not now; cancel() with the receipt prevents it.
         Raises Rejected, StorageFull, Conflict (id stored with other content), OutcomeUnknown (repeat it with the same id).
         """
-        envelope = self.envelope(event, id=id, time_us=None if time is None else _us(time, "time"))
+        envelope = self.envelope(event, id=id, time_us=None if time is None else us_of(time, "time"))
         due_us = _due(delay, at)
         if due_us is not None:
             await self.store.schedule([envelope], due_us)
@@ -282,107 +278,7 @@ class App(Router, Streams, History, Projections):
         """Prevent a delayed event; False if it has entered the log already or never was delayed."""
         return await self.store.cancel(receipt.id)
 
-    # ── reading ──────────────────────────────────────────────────────────────────────────────────────────────────────
-
-    async def history(
-        self,
-        *,
-        key: str | None = None,
-        stream: str | None = None,
-        types: str | Sequence[str] = "#",
-        after: int = 0,
-        since: datetime | None = None,
-        until: datetime | None = None,
-        reverse: bool = False,
-        limit: int | None = None,
-    ) -> AsyncIterator[Record]:
-        """Records in order of position, a page at a time, to the end of the log as it is.
-
-        key, stream: of one only. types: AMQP patterns. after: a position. since, until: recorded time. reverse: newest first.
-        """
-        for pattern in (types,) if isinstance(types, str) else types:
-            check_pattern(pattern)
-        query = Query(
-            types=(types,) if isinstance(types, str) else tuple(types),
-            key=key,
-            stream=stream,
-            after=after,
-            since_us=None if since is None else _us(since, "since"),
-            until_us=None if until is None else _us(until, "until"),
-            reverse=reverse,
-        )
-        left = limit
-        while left is None or left > 0:
-            page = await self.store.read(_page(query, HISTORY_PAGE if left is None else min(left, HISTORY_PAGE)))
-            for record in page:
-                yield record
-            if not page:
-                return
-            left = None if left is None else left - len(page)
-            last = page[-1].position
-            query = _page(query, HISTORY_PAGE, before=last) if reverse else _page(query, HISTORY_PAGE, after=last)
-
-    def decode(self, record: Envelope) -> Any:
-        """The typed event in a record of any schema version, by the classes this app knows.
-
-        Raises UnknownEvent, DecodeError.
-        """
-        code = self.known.get(record.type)
-        if code is None:
-            raise UnknownEvent(f"no handler of this app is annotated with a class for {record.type!r}, and app.knows() of none")
-        return code.read(record, self.keys)
-
-    async def db(
-        self, sql: str, values: Sequence[Any] = (), *, after: Receipt | str | None = None, of: str | None = None
-    ) -> list[tuple[Any, ...]]:
-        """Read the tables that handlers and projections write: one statement, all its rows, within 30 s.
-
-        after, of: wait until the group or projection `of` has finished what this receipt (or its token) is for.
-        Raises TimedOut, BadOption (anything that is not reading).
-        """
-        if (after is None) != (of is None):
-            raise BadOption("after= says what must be there already and of= which group or projection brings it: give both")
-        if after is not None and of is not None:
-            await self.wait_for(after, of)
-        return await self.store.query(sql, values)
-
-    async def find(
-        self,
-        model: type[M],
-        sql: str,
-        values: Sequence[Any] = (),
-        *,
-        after: Receipt | str | None = None,
-        of: str | None = None,
-    ) -> list[M]:
-        """The rows of a query as objects: a dataclass or Struct whose fields are called like the columns.
-
-        Raises BadOption naming the column that has no field or does not fit; otherwise as db().
-        """
-        rows = await self.db(sql, values, after=after, of=of)
-        columns = getattr(rows, "columns", ())
-        try:
-            return [msgspec.convert(dict(zip(columns, row, strict=True)), model, strict=False) for row in rows]
-        except msgspec.MsgspecError as error:
-            raise BadOption(f"the columns {', '.join(columns)} do not make a {model.__qualname__}: {error}") from error
-
-    async def wait_for(self, receipt: Receipt | str, group: str, *, timeout: Duration = "10s") -> None:
-        """Return when a group has finished the published event: what it wrote can be read now.
-
-        receipt: of publish() or of a decision, or its token, as it came in an HTTP header.
-        Raises TimedOut, HandlerFailed (it is a dead letter), UnknownEvent (the group does not read this type), BadOption.
-        """
-        position = _position(receipt)
-        until = monotonic() + seconds(timeout)
-        while not await self._handled(group, position):
-            if monotonic() > until:
-                raise TimedOut(f"group {group!r} has not finished position {position} within {timeout}")
-            await self.store.changed(0.1)
-
-    async def _handled(self, group: str, position: int) -> bool:
-        if any(group == each.name for each in self.declared):
-            return await projections.handled(self.store, group, position)
-        return await self.store.handled(group, position)
+    # ── waiting, replaying, trimming ─────────────────────────────────────────────────────────────────────────────────
 
     async def wait_idle(self, *, timeout: Duration | None = None) -> None:
         """Return when every group of this app has nothing left to do; dead and parked records do not count.
@@ -446,36 +342,9 @@ class App(Router, Streams, History, Projections):
         return SyncApp(self)
 
 
-def _page(query: Query, limit: int, *, after: int | None = None, before: int | None = None) -> Query:
-    return Query(
-        query.types,
-        query.key,
-        query.stream,
-        query.after if after is None else after,
-        query.before if before is None else before,
-        query.since_us,
-        query.until_us,
-        query.reverse,
-        limit,
-    )
-
-
-def _position(receipt: Receipt | str) -> int:
-    token = receipt if isinstance(receipt, str) else receipt.token
-    if not (token.isascii() and token.isdecimal() and 0 < len(token) < 20):
-        raise BadOption(f"{token[:40]!r} is no token of a receipt: expected the text of Receipt.token, as '42'")
-    return int(token)
-
-
-def _us(moment: datetime, name: str) -> int:
-    if moment.tzinfo is None:
-        raise BadOption(f"{name}={moment} has no time zone: write datetime(..., tzinfo=UTC)")
-    return as_us(moment)
-
-
 def _due(delay: Duration | None, at: datetime | None) -> int | None:
     if delay is not None and at is not None:
         raise BadOption("delay= and at= say the same thing: give one of them")
     if delay is not None:
         return now_us() + microseconds(delay)
-    return None if at is None else _us(at, "at")
+    return None if at is None else us_of(at, "at")
