@@ -29,7 +29,7 @@ D = TypeVar("D", bound=Decision)
 S = TypeVar("S")
 ATTEMPTS = 10
 MOST_ATTEMPTS = 1_000
-BACKOFF_S = 0.002
+BACKOFF_S, LONGEST_BACKOFF_S = 0.001, 0.1
 ONCE_CHARS = 255
 EFFECT_US, APPEND_US = 250_000, 100
 
@@ -149,7 +149,7 @@ class Streams:
                     return repeated
                 if not isinstance(error, Conflict) or isinstance(error, StreamClosed) or attempt == attempts:
                     raise
-                await asyncio.sleep(random.uniform(0, BACKOFF_S * attempt))
+                await asyncio.sleep(random.uniform(0, min(LONGEST_BACKOFF_S, BACKOFF_S * 2**attempt)))
         raise AssertionError("a loop over at least one attempt has returned or raised")
 
     def _deciding(self, model: Any, id: str, rule: Any, once: str | None) -> Deciding:

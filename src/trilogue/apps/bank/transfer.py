@@ -20,6 +20,7 @@ from trilogue.apps.bank.errors import BankError
 from trilogue.apps.bank.money import ZERO
 
 PATIENCE = "15m"
+ATTEMPTS = 100  # an account everybody pays at is contended: better to decide again here than to be handled again
 UNCLAIMED = "UNCLAIMED"  # the account for money whose owner has closed theirs
 RETRY = Retry(25, "20ms..30s")
 AT_ONCE = 64
@@ -281,7 +282,7 @@ class Teller:
             return f"account {account} did not answer within {PATIENCE}" if leg_name in loaded.recalled else None
 
         try:
-            why: str | None = (await self.app.decide(Account, account, decide, once=leg_name)).answer
+            why: str | None = (await self.app.decide(Account, account, decide, once=leg_name, attempts=ATTEMPTS)).answer
         finally:
             self.conflicts += max(0, tries - 1)
         return why
