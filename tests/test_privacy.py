@@ -90,7 +90,7 @@ def memory_keys() -> Keyring:
 
 
 def holds_plain(data: bytes) -> bool:
-    return b"anna" in data or b":41" in data
+    return b"anna" in data or b'"age":41' in data  # not ":41" alone, which is a time of day too
 
 
 # ── declaring ────────────────────────────────────────────────────────────────────────────────────────────────────────
