@@ -19,10 +19,10 @@ from functools import cached_property, lru_cache
 from hashlib import blake2b
 from typing import Any, ClassVar, Generic, TypeVar, dataclass_transform
 
-from trilogue.codec import Coder, coder
+from trilogue.codec import Coder, Keys, coder
 from trilogue.durations import Duration, microseconds
 from trilogue.errors import BadOption, TwiceNamed, UnknownEvent
-from trilogue.events import is_event
+from trilogue.events import Envelope, is_event
 
 S = TypeVar("S")
 ID_CHARS = 255
@@ -233,6 +233,11 @@ class Reducer:
         """What the function is called whose annotation says which events are folded."""
         return f"{self.name}.apply()" if self.fold is _apply else f"{self.name}()"
 
+    def read(self, record: Envelope, keys: Keys | None) -> Any:
+        """The typed event in a record, or the record itself where its type is not folded; raises DecodeError."""
+        code = self.coders.get(record.type)
+        return record if code is None else code.read(record, keys)
+
     def takes(self, event: object) -> bool:
         """Whether its fold is annotated with the class of this event."""
         return type(event) in self.classes
@@ -264,7 +269,7 @@ def reducer_of(model: Any) -> Reducer:
     if not hasattr(model, "apply"):
         raise UnknownEvent(f"{model.__qualname__} has no apply(): write `def apply(self, e: Opened | Closed) -> None`")
     if issubclass(model, Aggregate):
-        _check_defaults(model)
+        check_defaults(model, model.__qualname__, "a new one")
     cls: Any = model
     name, pattern, policy = cls.__qualname__, getattr(cls, "stream_pattern", ""), getattr(cls, "snapshot_policy", None)
     classes = event_classes(cls.apply, f"{name}.apply()")
@@ -272,10 +277,11 @@ def reducer_of(model: Any) -> Reducer:
     return Reducer(name, pattern, coders, classes, cls, _apply, cls, policy, _fingerprint(cls.apply, cls, policy, coders))
 
 
-def _check_defaults(model: type[Aggregate]) -> None:
+def check_defaults(model: Any, said: str, what: str) -> None:
+    """Raise BadOption for a field, after the id, without a default. said: how the class is named. what: begins with its id."""
     for each in dataclasses.fields(model)[1:]:
         if each.default is dataclasses.MISSING and each.default_factory is dataclasses.MISSING:
-            raise BadOption(f"field {each.name!r} of {model.__qualname__} has no default: a new one begins with its id alone")
+            raise BadOption(f"field {each.name!r} of {said} has no default: {what} begins with its id alone")
 
 
 def _of_decider(model: Decider[Any]) -> Reducer:

@@ -25,7 +25,7 @@ from trilogue import codec, projections
 from trilogue.builds import projection_of, refuse_replay
 from trilogue.durations import Duration, microseconds, seconds
 from trilogue.errors import BadOption, LogError, OrphanedGroup, TimedOut, TwiceNamed, Unsupported
-from trilogue.events import Envelope, Receipt, now_us
+from trilogue.events import Envelope, Receipt, now_us, us_of
 from trilogue.follower import Follower
 from trilogue.handlers import NAME_CHARS, Subscription, subscription
 from trilogue.history import History
@@ -35,7 +35,7 @@ from trilogue.ports import Db, SeekTo, Store
 from trilogue.privacy import ErasureReceipt, erase, keys_path
 from trilogue.projection import Projection, declarations
 from trilogue.projections import Projections
-from trilogue.reading import Reading, us_of
+from trilogue.reading import Reading
 from trilogue.rehydrate import Snapshots
 from trilogue.router import Router
 from trilogue.runner import Runner

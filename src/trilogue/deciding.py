@@ -214,11 +214,14 @@ class Deciding:
         stored = await self._answered()
         if stored is None:
             return None
-        state, _ = await loaded(self.host, self.reducer, self.id, Until(version=stored.version))
+        state = await self._state_at(stored.version)
         records = await self._records(stored.positions)
-        events = tuple(self._event(record) for record in records)
-        receipt = Receipt(records[-1].id, records[-1].position, self.host.store.durability) if records else None
+        events = tuple(self.reducer.read(record, self.host.keys) for record in records)
+        receipt = receipt_of(self.host, records[-1], records[-1].position) if records else None
         return Decided(state, events, stored.version, receipt, msgspec.json.decode(stored.answer), repeated=True)
+
+    async def _state_at(self, version: int) -> Any:
+        return (await loaded(self.host, self.reducer, self.id, Until(version=version)))[0]
 
     async def _records(self, positions: list[int]) -> list[Record]:
         if not positions:
@@ -226,10 +229,6 @@ class Deciding:
         query = Query(stream=self.stream or None, after=positions[0] - 1, before=positions[-1] + 1)
         wanted = set(positions)
         return [record async for page in pages(self.host.store, query) for record in page if record.position in wanted]
-
-    def _event(self, record: Record) -> Any:
-        code = self.reducer.coders.get(record.type)
-        return record if code is None else code.read(record, self.host.keys)
 
 
 # ── across streams ───────────────────────────────────────────────────────────────────────────────────────────────────
@@ -270,15 +269,8 @@ class DecidingAcross(Deciding):
         receipt = receipt_of(self.host, envelopes[-1], positions[-1]) if positions else None
         return Decided(decision, events, 0, receipt)
 
-    async def repeated(self) -> Any:
-        """What was decided before under the same `once`; None if nothing was."""
-        stored = await self._answered()
-        if stored is None:
-            return None
-        records = await self._records(stored.positions)
-        events = tuple(self._event(record) for record in records)
-        receipt = Receipt(records[-1].id, records[-1].position, self.host.store.durability) if records else None
-        return Decided(copy.deepcopy(self.template), events, 0, receipt, repeated=True)
+    async def _state_at(self, version: int) -> Any:
+        return copy.deepcopy(self.template)
 
 
 async def read_boundary(host: Host, template: D, until: Until = NOW) -> tuple[D, list[Query]]:

@@ -275,6 +275,13 @@ def as_us(moment: datetime) -> int:
     return (moment - _EPOCH) // _MICROSECOND
 
 
+def us_of(moment: datetime, name: str) -> int:
+    """A moment that somebody gave, in microseconds; raises BadOption for one without a time zone. name: of the argument."""
+    if moment.tzinfo is None:
+        raise BadOption(f"{name}={moment} has no time zone: write datetime(..., tzinfo=UTC)")
+    return as_us(moment)
+
+
 EARLIEST_US = as_us(datetime.min.replace(tzinfo=UTC))
 LATEST_US = as_us(datetime.max.replace(tzinfo=UTC))
 
@@ -304,6 +311,20 @@ class Envelope(msgspec.Struct, frozen=True, gc=False):
     def time(self) -> datetime:
         """When it happened, as its source says."""
         return as_datetime(self.time_us)
+
+    @property
+    def who(self) -> str | None:
+        """Who acted, as audited() said; None if it said nothing."""
+        return self._said("who")
+
+    @property
+    def why(self) -> str | None:
+        """Why, as audited() said; None if it said nothing."""
+        return self._said("why")
+
+    def _said(self, name: str) -> str | None:
+        value = (self.extensions or {}).get(name)
+        return None if value is None else str(value)
 
 
 class Record(Envelope, frozen=True, gc=False):

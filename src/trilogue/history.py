@@ -16,7 +16,7 @@ from typing import Any, Generic, TypeVar, cast
 
 import msgspec
 
-from trilogue.aggregate import Decider, Decision, Reducer, decided, reducer_of
+from trilogue.aggregate import Decider, Decision, decided, reducer_of
 from trilogue.codec import Keys
 from trilogue.deciding import Decided, Host, loaded, read_boundary, ruled
 from trilogue.errors import BadOption, UnknownEvent
@@ -107,7 +107,7 @@ class History:
             raise BadOption(f"diff from {before} to {after}: the first lies behind the second, turn them around")
         query = Query(stream=reducer.stream_of(id), after=first.position, before=last.position + 1)
         records = [record async for page in pages(self.store, query) for record in page]
-        events = tuple(event_of(reducer, record, self.keys) for record in records)
+        events = tuple(reducer.read(record, self.keys) for record in records)
         return Difference(first.state, last.state, changes(first.state, last.state), events)
 
     async def audit(self, model: Any, id: str) -> list[Entry]:
@@ -116,11 +116,10 @@ class History:
         state, entries = reducer.new(id), []
         async for page in pages(self.store, Query(stream=reducer.stream_of(id))):
             for record in page:
-                event, before = event_of(reducer, record, self.keys), state
+                event, before = reducer.read(record, self.keys), state
                 if record.type in reducer.coders:
                     state = reducer.fold(copy.deepcopy(state), event)
-                said = record.extensions or {}
-                entries.append(Entry(record, event, _text(said.get("who")), _text(said.get("why")), changes(before, state)))
+                entries.append(Entry(record, event, record.who, record.why, changes(before, state)))
         return entries
 
     async def trace(self, of: Record | str) -> list[Traced]:
@@ -170,12 +169,6 @@ async def traced(store: Store, record: Record) -> list[Traced]:
     return _tree(found[:TRACED_RECORDS])
 
 
-def event_of(reducer: Reducer, record: Record, keys: Keys | None) -> Any:
-    """The typed event, or the record itself where the model does not know the type."""
-    code = reducer.coders.get(record.type)
-    return record if code is None else code.read(record, keys)
-
-
 def changes(before: Any, after: Any) -> Changes:
     """By field what was and what is, where they differ; of a state without fields the whole, as `state`."""
     if dataclasses.is_dataclass(after):
@@ -188,10 +181,6 @@ def changes(before: Any, after: Any) -> Changes:
         return {}
     pairs = {name: (getattr(before, name), getattr(after, name)) for name in names}
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
-
-
-def _text(value: object) -> str | None:
-    return None if value is None else str(value)
 
 
 def _tree(records: Sequence[Record]) -> list[Traced]:

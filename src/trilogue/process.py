@@ -25,7 +25,7 @@ from functools import lru_cache
 from hashlib import blake2b
 from typing import Any, ClassVar, TypeVar, dataclass_transform
 
-from trilogue.aggregate import event_classes
+from trilogue.aggregate import check_defaults, event_classes
 from trilogue.codec import Coder, coder, json_coder
 from trilogue.durations import Duration, microseconds
 from trilogue.errors import BadOption, BadPattern, TwiceNamed, UnknownEvent
@@ -238,9 +238,7 @@ def _check_class(model: type[Process], name: str, title: str) -> None:
         check_type(TIMER_TYPE + name)
     except BadPattern:
         raise BadOption(f"process name {name!r} of {title}: expected words of letters, digits, _ and - with dots") from None
-    for each in dataclasses.fields(model)[1:]:
-        if each.default is dataclasses.MISSING and each.default_factory is dataclasses.MISSING:
-            raise BadOption(f"field {each.name!r} of process {title} has no default: an instance begins with its id alone")
+    check_defaults(model, f"process {title}", "an instance")
 
 
 def _marked_steps(model: type[Process]) -> Iterator[tuple[Callable[..., Any], str, str]]:

@@ -17,7 +17,7 @@ from trilogue import projections
 from trilogue.codec import Coder, Keys
 from trilogue.durations import Duration, seconds
 from trilogue.errors import BadOption, TimedOut, UnknownEvent
-from trilogue.events import Envelope, Receipt, Record, as_us
+from trilogue.events import Envelope, Receipt, Record, us_of
 from trilogue.patterns import check_pattern
 from trilogue.ports import Query, Store
 from trilogue.projection import Projection
@@ -148,10 +148,3 @@ def _position(receipt: Receipt | str) -> int:
     if not (token.isascii() and token.isdecimal() and 0 < len(token) < 20):
         raise BadOption(f"{token[:40]!r} is no token of a receipt: expected the text of Receipt.token, as '42'")
     return int(token)
-
-
-def us_of(moment: datetime, name: str) -> int:
-    """A moment in microseconds; raises BadOption for one without a time zone. name: of the argument it was."""
-    if moment.tzinfo is None:
-        raise BadOption(f"{name}={moment} has no time zone: write datetime(..., tzinfo=UTC)")
-    return as_us(moment)

@@ -20,7 +20,7 @@ from trilogue.aggregate import Aggregate, Decider, Decision, reducer_of
 from trilogue.codec import Keys
 from trilogue.deciding import Decided, Deciding, DecidingAcross, loaded, prepared, receipt_of, ruled, saved
 from trilogue.errors import BadOption, Conflict, StreamClosed
-from trilogue.events import Envelope, Receipt, as_us
+from trilogue.events import Envelope, Receipt, us_of
 from trilogue.ports import Db, Store, Transaction
 from trilogue.rehydrate import Snapshots, Until
 
@@ -195,9 +195,7 @@ def until_of(version: int | None, position: int | None, at: datetime | None) -> 
     """The place in the past that was asked for; raises BadOption for more than one."""
     if [version, position, at].count(None) < 2:
         raise BadOption("version=, position= and at= each name a place in the past: give one of them")
-    if at is not None and at.tzinfo is None:
-        raise BadOption(f"at={at} has no time zone: write datetime(..., tzinfo=UTC)")
-    return Until(version, position, None if at is None else as_us(at))
+    return Until(version, position, None if at is None else us_of(at, "at"))
 
 
 @dataclass(slots=True)

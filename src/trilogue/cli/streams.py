@@ -53,13 +53,11 @@ async def show(stream: Stream, /, *, json: Json = False, log: Log = DEFAULT_LOG)
 
 
 def _fields(record: Record) -> dict[str, Any]:
-    said = record.extensions or {}
-    return {**record_fields(record), "who": said.get("who"), "why": said.get("why")}
+    return {**record_fields(record), "who": record.who, "why": record.why}
 
 
 def _row(record: Record) -> tuple[str, ...]:
-    said = record.extensions or {}
-    who, why = str(said.get("who") or record.source), str(said.get("why") or "-")
+    who, why = record.who or record.source, record.why or "-"
     return (str(record.version), stamp(record.recorded_us), record.type, who, why, shown(record.data))
 
 

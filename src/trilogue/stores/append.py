@@ -250,7 +250,7 @@ def _refused(sql: Sql, types: Types, stream: str, expected: int, version: int, *
     rows = sql.rows(f"select {COLUMNS} from trilogue_records where stream = ? and version = ?", (stream, version))
     if rows:
         record = record_of(sql, types, rows[0])
-        by = str((record.extensions or {}).get("who") or record.source)
+        by = record.who or record.source
         last = f"version {version} is {record.type!r}, written by {by} at {record.recorded:%Y-%m-%d %H:%M:%S.%f} UTC"
     if is_closed:
         said = "select cast(body as text) ->> '$.closed' from trilogue_state where owner = 'stream' and id = ?"

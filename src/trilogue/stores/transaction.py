@@ -93,7 +93,7 @@ class SqlTransaction(UserDb):
         newer = self.read(dataclasses.replace(query, limit=1))
         if newer:
             record = newer[0]
-            by = str((record.extensions or {}).get("who") or record.source)
+            by = record.who or record.source
             raise Conflict(
                 f"since it was read (up to position {query.after}), {record.type!r} arrived at position {record.position}, "
                 f"written by {by}, with the tags {', '.join(query.tags)}: read again and decide again",

@@ -60,7 +60,7 @@ def _line(app: App, record: Record) -> Json:
     return {
         "version": record.version,
         "at": record.recorded.isoformat(),
-        "who": (record.extensions or {}).get("who"),
+        "who": record.who,
         "event": type(event).__name__,
         "amount": number(event.initial_deposit if isinstance(event, AccountCreated) else event.amount),
         "description": getattr(event, "description", ""),
