@@ -17,9 +17,9 @@ import trilogue
 ROOT = Path(trilogue.__file__).parent
 # Each may import those before it and nothing after it.
 LAYERS = (
-    "errors", "durations", "patterns", "retry", "events", "ports",
+    "errors", "urls", "durations", "patterns", "retry", "events", "ports",
     "sealing", "codec", "aggregate", "gate", "handlers", "outcomes", "process", "instances", "projection",
-    "stores", "builds", "schema", "runner", "watch", "follower", "projections",
+    "stores", "brokers", "builds", "schema", "runner", "watch", "follower", "projections",
     "router", "rehydrate", "deciding", "stream", "history", "privacy", "reading", "sync", "app",
     "",  # "" is the package's own __init__: whatever comes after it uses public names only
     "testing", "conformance", "bench", "apps", "cli", "__main__",

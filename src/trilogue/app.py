@@ -247,8 +247,7 @@ class App(Router, Reading, Streams, History, Projections):
         if due_us is not None:
             await self.store.schedule([envelope], due_us)
             return Receipt(envelope.id, None, self.store.durability, due_us)
-        positions = await self.store.append([envelope])
-        return Receipt(envelope.id, positions[0], self.store.durability)
+        return _stored(await self.store.publish([envelope]))[0]
 
     async def publish_many(self, events: Sequence[object]) -> list[Receipt]:
         """Publish in order, up to 1,000 in one transaction; each thousand is stored whole or not at all.
@@ -257,12 +256,10 @@ class App(Router, Reading, Streams, History, Projections):
         Envelopes carry their ids.
         """
         receipts: list[Receipt] = []
-        durability = self.store.durability
         for start in range(0, len(events), PUBLISH_RECORDS):
             with self.keys.together():
                 envelopes = [self.envelope(event) for event in events[start : start + PUBLISH_RECORDS]]
-            positions = await self.store.append(envelopes)
-            receipts += [Receipt(e.id, position, durability) for e, position in zip(envelopes, positions, strict=True)]
+            receipts += _stored(await self.store.publish(envelopes))
         return receipts
 
     async def erase(self, subject: str, *, reason: str, timeout: Duration = "10s") -> ErasureReceipt:
@@ -340,6 +337,14 @@ class App(Router, Reading, Streams, History, Projections):
     def sync(self) -> SyncApp:
         """The same for programs without an event loop: `with app.sync() as bus: bus.publish(...)`."""
         return SyncApp(self)
+
+
+def _stored(outcomes: Sequence[Receipt | LogError]) -> list[Receipt]:
+    """The receipts; raises the first error if one event was not stored, or may not be."""
+    receipts = [outcome for outcome in outcomes if isinstance(outcome, Receipt)]
+    if len(receipts) < len(outcomes):
+        raise next(outcome for outcome in outcomes if isinstance(outcome, LogError))
+    return receipts
 
 
 def _due(delay: Duration | None, at: datetime | None) -> int | None:

@@ -330,14 +330,17 @@ class Envelope(msgspec.Struct, frozen=True, gc=False):
 class Record(Envelope, frozen=True, gc=False):
     """An Envelope that the log accepted.
 
-    position: its place in the log, from 1. recorded_us: the log's own clock, never falling with position.
-    stream, version: where it was appended with an expected version; None for published events.
+    position: its place in the log, from 1; on Kafka its offset in the partition; on RabbitMQ, which has no places, the number
+    of the delivery. recorded_us: the log's own clock, never falling with position. stream, version: where it was appended with
+    an expected version; None for published events. topic, partition: where Kafka keeps it.
     """
 
     position: int = 0
     recorded_us: int = 0
     stream: str | None = None
     version: int | None = None
+    topic: str | None = None
+    partition: int | None = None
 
     @property
     def recorded(self) -> datetime:
@@ -345,19 +348,23 @@ class Record(Envelope, frozen=True, gc=False):
         return as_datetime(self.recorded_us)
 
 
-Durability = Literal["memory", "os-crash"]
+# What a stored event survives: nothing; a kill of the server, not of its machine; power loss; the loss of one machine.
+Durability = Literal["memory", "process-crash", "os-crash", "replicated"]
 
 
 class Receipt(msgspec.Struct, frozen=True, gc=False):
     """What publish() returns: the event is on the log (or its timer is) and survives what `durability` names.
 
-    id: the event's id. position: its place in the log, None for a delayed event. due_us: when a delayed event enters.
+    id: the event's id. position: its place in the log (on Kafka the offset), None where there is none: a delayed event,
+    RabbitMQ. due_us: when a delayed event enters. topic, partition: where Kafka keeps it.
     """
 
     id: str
     position: int | None
     durability: Durability
     due_us: int | None = None
+    topic: str | None = None
+    partition: int | None = None
 
     @property
     def token(self) -> str:

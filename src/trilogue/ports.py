@@ -1,7 +1,8 @@
 """The ports: what a log must do, batch-shaped, in bytes and positions. Adapters never see handlers or user types.
 
-    append ──> LOG ──> claim ──> (handle) ──> settle
-                └────> read
+    Store    append ──> LOG ──> claim ──> (handle) ──> settle        memory, SQLite, PostgreSQL
+                         └────> read
+    Broker   publish ─> LOG ──> receive ─> (handle) ─> acknowledge   RabbitMQ, Kafka; brokers/ makes a Store of it
 
 One adapter stands behind each kind of URL. What it cannot do it does not list in `features`, and asking for it is refused
 with the URLs that can.
@@ -12,8 +13,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Literal, Protocol, TypeVar
 
-from trilogue.errors import BadOption
-from trilogue.events import Delivery, Durability, Envelope, Group, InTransaction, Record, Settlement
+from trilogue.errors import BadOption, LogError
+from trilogue.events import Delivery, Durability, Envelope, Group, InTransaction, Receipt, Record, Settlement
 
 T = TypeVar("T")
 SLOTS = 64
@@ -24,13 +25,22 @@ class Feature(StrEnum):
     """What an adapter can do."""
 
     ORDER = "order per key"
-    HISTORY = "read by key, stream, type, position and time"
-    EXPECTED = "append with the version the writer expects"
-    TIMERS = "delayed events"
-    EFFECTS = "effects in the settlement's transaction"
+    COMPETE = "groups without order: any worker takes any record"
+    RETRY = "retries with a delay that hold up nobody else"
+    PARK = "parked keys"
+    DEAD = "dead letters: list, redrive, drop"
     REPLAY = "seek and replay"
+    PAUSE = "pause and resume"
+    TIMERS = "delayed events"
+    DEDUP = "a repeated publish adds nothing"
+    HISTORY = "published events read by key, type, position and time"
+    EXPECTED = "append with the version the writer expects"
+    PROJECTIONS = "read models of published events"
+    EFFECTS = "effects in the settlement's transaction"
+    OWN_TRANSACTION = "publish inside the user's own transaction"
     PERSISTENT = "survives the process"
     SHARED = "several processes"
+    MACHINES = "several machines"
 
 
 class Db(Protocol):
@@ -405,3 +415,133 @@ class Store(Protocol):
 
         Blocks writing meanwhile, about a second for 100 MB; a log without tables of the user has nothing to write anew.
         """
+
+    async def publish(self, envelopes: Sequence[Envelope]) -> list[Receipt | LogError]:
+        """Put envelopes on the log, in this order, each with its own outcome; on a store they share one.
+
+        Rejected and Unavailable: certainly not there. OutcomeUnknown: repeating it with the same id is harmless.
+        """
+
+
+# ── brokers ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class LaneStatus:
+    """How far a group is in one ordered part of a broker's log: a partition, a queue.
+
+    lag: records not acknowledged; None where the broker does not tell. in_flight: received here and not acknowledged.
+    stalled_s: for how long nothing of a lane with lag was acknowledged here, 0 if it moves.
+    """
+
+    name: str
+    lag: int | None
+    in_flight: int
+    stalled_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """A group's place in one lane, to be kept in a store's transaction together with effects.
+
+    lane: topic and partition as text. next: below it everything is finished. finished: what is finished from there on.
+    """
+
+    lane: str
+    next: int
+    finished: tuple[int, ...] = ()
+
+
+class Cursors(Protocol):
+    """Where a paired store keeps the cursors of groups that write through `db`, instead of the broker."""
+
+    async def assigned(self, group: str, lane: str, epoch: int) -> Progress | None:
+        """A lane came to this process; where the group goes on in it, None if it has never been there.
+
+        epoch: grows with every assignment; from now on the store refuses whoever settles with an older one.
+        """
+        ...
+
+
+class Broker(Protocol):
+    """A log that delivers and acknowledges, nothing more: RabbitMQ, Kafka. Not thread-safe: one event loop.
+
+    A Lease of a broker's delivery stands for one lane and one assignment of it; it is revoked when the lane goes to another
+    process or the connection is lost, and then its deliveries can be neither acknowledged nor handed back: the broker delivers
+    them again.
+    """
+
+    url: str
+    features: frozenset[Feature]
+    durability: Durability
+
+    async def open(self) -> None:
+        """Connect and declare what is ours. Raises Unavailable, Unsupported; a wrong password at once, an absent server after
+        a bounded time."""
+
+    async def close(self) -> None:
+        """Hand back what is out, flush what was published, let go; bounded in time."""
+
+    async def bind(self, groups: Sequence[Group], *, work: bool = True, cursors: Cursors | None = None) -> None:
+        """Declare groups, idempotently; with `work`, begin to receive. cursors: asked for groups with effects, where positions
+        can be kept outside. Raises Unsupported for what this broker cannot do, Unavailable where something there is different."""
+
+    async def unbind(self, group: str) -> None:
+        """Stop receiving for one group."""
+
+    async def leave(self) -> None:
+        """Stop receiving for all groups; what is out goes back in order."""
+
+    async def publish(self, envelopes: Sequence[Envelope]) -> list[Receipt | LogError]:
+        """Publish in order, one outcome each: confirmed by the broker, Rejected (certainly not there), or OutcomeUnknown."""
+
+    async def receive(self, group: str, *, limit: int, wait_s: float) -> list[Delivery]:
+        """The next deliveries of a group's lanes, in lane order, waiting up to `wait_s` for the first.
+
+        How many may be out and not acknowledged is bounded by the adapter. attempt: 1, or as the broker counted.
+        """
+
+    async def acknowledge(self, group: str, deliveries: Sequence[Delivery]) -> list[Delivery]:
+        """These are finished, in whatever order; returns those whose lane was lost (they come again, here or elsewhere)."""
+
+    async def release(self, group: str, deliveries: Sequence[Delivery]) -> None:
+        """Hand back as if never lent. In an ordered lane they come again, in order, before anything that follows."""
+
+    async def dead_letter(self, group: str, delivery: Delivery, *, attempts: int, error: str, traceback: str) -> None:
+        """Put a record with its error where the broker keeps dead letters, confirmed, then acknowledge it. For direct mode."""
+
+    def progress(self, group: str, deliveries: Sequence[Delivery]) -> list[Progress]:
+        """Where the lanes of these deliveries will be once these are finished; raises LeaseLost, Unsupported."""
+
+    async def seek(self, group: str, to: SeekTo, *, into: str | None = None) -> int:
+        """Set a group, or a new one, to start again; returns 0, or the offset where there is one lane. Raises Unsupported."""
+
+    async def pause(self, group: str) -> None:
+        """Receive nothing of this group here until resume()."""
+
+    async def resume(self, group: str) -> None:
+        """Undo pause()."""
+
+    async def drop_group(self, group: str) -> None:
+        """Forget a group and what waits for it. Raises UnknownEvent."""
+
+    async def dead(self, group: str | None, *, after: int = 0, limit: int = 100) -> list[DeadLetter]:
+        """Dead letters the broker keeps, looked at without taking them. For direct mode."""
+
+    async def redrive(self, group: str, positions: Sequence[int] | None = None) -> int:
+        """Give dead letters back to the group alone, confirmed before they go; all of them if no positions are given."""
+
+    async def drop_dead(self, group: str, positions: Sequence[int] | None = None) -> int:
+        """Forget dead letters."""
+
+    async def groups(self) -> list[str]:
+        """The groups this broker knows, as far as it can tell; those bound here otherwise."""
+
+    async def lanes(self, group: str) -> list[LaneStatus]:
+        """How far a group is, by lane."""
+
+    async def changed(self, wait_s: float) -> None:
+        """Return when something may have been received or acknowledged, at the latest after `wait_s`."""
+
+    async def describe(self) -> dict[str, str]:
+        """What `trilogue doctor` prints: server version, queue type or replication, what durability follows and why."""

@@ -401,7 +401,7 @@ def _runs(deliveries: list[Delivery], *, ordered: bool) -> Iterable[list[Deliver
     if not ordered:
         return [[delivery] for delivery in deliveries]
     by_key: dict[str | int, list[Delivery]] = {}
-    for delivery in deliveries:
+    for n, delivery in enumerate(deliveries):
         key = delivery.record.key
-        by_key.setdefault(delivery.record.position if key is None else key, []).append(delivery)
+        by_key.setdefault(n if key is None else key, []).append(delivery)
     return by_key.values()

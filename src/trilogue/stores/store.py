@@ -15,13 +15,14 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
-from trilogue.errors import TrilogueError, Unavailable
+from trilogue.errors import LogError, TrilogueError, Unavailable
 from trilogue.events import (
     Delivery,
     Durability,
     Envelope,
     Group,
     InTransaction,
+    Receipt,
     Record,
     Settlement,
     now_us,
@@ -156,6 +157,12 @@ class SqlStore:
             )
         except TrilogueError as error:
             finish(None, error)
+
+    async def publish(self, envelopes: Sequence[Envelope]) -> list[Receipt | LogError]:
+        """Put envelopes on the log, all or none."""
+        positions = await self.append(envelopes)
+        durability = self.durability
+        return [Receipt(e.id, position, durability) for e, position in zip(envelopes, positions, strict=True)]
 
     async def read(self, query: Query) -> list[Record]:
         """One page of records."""

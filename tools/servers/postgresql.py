@@ -1,0 +1,87 @@
+"""A throw-away PostgreSQL: fsync on as in real life, TCP on 127.0.0.1 only, one role and one database named trilogue."""
+
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import tempfile
+from pathlib import Path
+
+from servers.process import Process, ServiceError, free_ports
+from servers.state import Service
+
+PACKAGES = ["postgresql"]
+STOP = signal.SIGINT  # "fast": ends the sessions, keeps what was committed
+SETTINGS = {"listen_addresses": "127.0.0.1", "unix_socket_directories": "", "max_connections": "200", "fsync": "on"}
+
+
+def missing() -> list[str]:
+    """The Debian packages that have to be installed first."""
+    return [] if _versions() else PACKAGES
+
+
+def prepare(home: Path) -> Service:
+    """A new, empty data folder and how the server is started on it."""
+    home = _reachable(home)
+    user = "postgres" if os.geteuid() == 0 else None
+    if user:
+        shutil.chown(home, user, user)
+    bin_folder, data, secret, (port,) = _versions()[-1], home / "data", secrets.token_hex(12), free_ports(1)
+    settings = [option for name, value in {**SETTINGS, "port": str(port)}.items() for option in ("-c", f"{name}={value}")]
+    process = Process(
+        argv=[f"{bin_folder}/postgres", "-D", str(data), *settings],
+        env={"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8"},
+        user=user,
+        folder=str(home),
+        log=str(home / "server.log"),
+        pid=0,
+        started=0,
+    )
+    password = home / "password"
+    password.write_text(secret)
+    password.chmod(0o644 if user else 0o600)
+    how = ["-A", "scram-sha-256", "-U", "trilogue", f"--pwfile={password}", "-E", "UTF8", "--locale=C.UTF-8", "--no-sync"]
+    _run(process, [f"{bin_folder}/initdb", "-D", str(data), *how], "")
+    password.unlink()
+    _run(process, [f"{bin_folder}/postgres", "--single", "-D", str(data), "postgres"], "create database trilogue\n")
+    version = _run(process, [f"{bin_folder}/postgres", "--version"], "").split()[2]
+    url = f"postgresql://trilogue:{secret}@127.0.0.1:{port}/trilogue"
+    return Service(url=url, admin=None, version=version, home=str(home), processes=[process])
+
+
+def answers(service: Service) -> bool:
+    """Whether it answers a query within two seconds."""
+    command = [f"{_versions()[-1]}/psql", service["url"], "-Atqc", "select 1"]
+    env = {**os.environ, "PGCONNECT_TIMEOUT": "2"}
+    try:
+        return subprocess.run(command, env=env, capture_output=True, timeout=4).returncode == 0
+    except subprocess.TimeoutExpired:
+        return False
+
+
+def _versions() -> list[Path]:
+    """The folders with its programs, the newest version last."""
+    folders = [folder for folder in Path("/usr/lib/postgresql").glob("*/bin") if (folder / "postgres").exists()]
+    return sorted(folders, key=lambda folder: int(folder.parent.name))
+
+
+def _reachable(home: Path) -> Path:
+    """A folder that the server's user can enter: it refuses to run as root, and a checkout may lie in a private folder."""
+    if os.geteuid() == 0 and not all(parent.stat().st_mode & 0o001 for parent in home.resolve().parents):
+        folder = Path(tempfile.mkdtemp(prefix="trilogue-postgresql-"))
+        folder.chmod(0o755)
+        return folder
+    home.mkdir(parents=True)
+    return home
+
+
+def _run(process: Process, command: list[str], text: str) -> str:
+    """Run one of its programs as the server's user."""
+    as_user = ["runuser", "-u", process["user"], "--"] if process["user"] else []
+    done = subprocess.run(
+        [*as_user, *command], cwd=process["folder"], env=process["env"], input=text, capture_output=True, text=True, timeout=120
+    )
+    if done.returncode != 0:
+        raise ServiceError(f"{Path(command[0]).name} failed:\n{(done.stdout + done.stderr)[-2000:]}")
+    return done.stdout

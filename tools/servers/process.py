@@ -1,0 +1,180 @@
+"""Processes of this machine, known by pid and start time, so that a pid in use again is never taken for ours.
+
+    {"argv": [...], "env": {...}, "user": "postgres" or null, "folder": "…", "log": "…", "pid": 4711, "started": 88123}
+"""
+
+import os
+import pwd
+import random
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypedDict
+
+
+class ServiceError(Exception):
+    """A sentence for the person who asked for a server."""
+
+
+class Process(TypedDict):
+    """How a process is started, and which one it is now; pid 0: it was not started yet."""
+
+    argv: list[str]
+    env: dict[str, str]
+    user: str | None
+    folder: str
+    log: str
+    pid: int
+    started: int
+
+
+# Whoever imports this module is the parent of what it starts and has to reap it.
+_children: dict[int, subprocess.Popen[bytes]] = {}
+
+
+def spawn(process: Process) -> None:
+    """Start it in a session of its own, and note which one it is."""
+    group = pwd.getpwnam(process["user"]).pw_gid if process["user"] else None
+    with open(process["log"], "ab") as log:
+        child = subprocess.Popen(
+            process["argv"],
+            env=process["env"],
+            cwd=process["folder"],
+            user=process["user"],
+            group=group,
+            extra_groups=[] if process["user"] else None,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    _children[child.pid] = child
+    process["pid"], process["started"] = child.pid, _stat(child.pid)[2]
+
+
+def alive(process: Process) -> bool:
+    """Whether this very process runs."""
+    return process["pid"] > 0 and _runs(process["pid"], process["started"])
+
+
+def freeze(process: Process) -> list[tuple[int, int]]:
+    """Stop it and its children (SIGSTOP); pid and start time of each. Parents first, so that no child is born unseen."""
+    stopped: list[tuple[int, int]] = []
+    while fresh := [one for one in _tree(process) if one not in stopped]:
+        _signal_all(fresh, signal.SIGSTOP)
+        stopped += fresh
+    return stopped
+
+
+def thaw(process: Process) -> None:
+    """Let it and its children go on (SIGCONT)."""
+    _signal_all(_tree(process), signal.SIGCONT)
+
+
+def kill(process: Process) -> None:
+    """SIGKILL for it and its children, all at once as in a power cut; returns when they are gone."""
+    family = freeze(process)
+    _signal_all(family, signal.SIGKILL)
+    if not wait_for(lambda: not any(_runs(*one) for one in family), 10):
+        raise ServiceError(f"process {process['pid']} is still there 10 s after SIGKILL: {' '.join(process['argv'][:1])}")
+
+
+def end(process: Process, sign: int, seconds: float) -> None:
+    """Ask it to end with a signal; after so many seconds it is killed."""
+    if not alive(process):
+        return
+    family = _tree(process)
+    _signal_all(family[:1], sign)
+    thaw(process)
+    if not wait_for(lambda: not any(_runs(*one) for one in family), seconds):
+        kill(process)
+
+
+def wait_for(condition: Callable[[], bool], seconds: float) -> bool:
+    """Whether the condition came true within so many seconds."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def free_ports(count: int) -> list[int]:
+    """Loopback ports that nobody listens on.
+
+    Below the range that the kernel gives to clients: a client that keeps trying a dead server's port would in the end be
+    given that very port, talk to itself, and keep the server from coming back.
+    """
+    ports: list[int] = []
+    while len(ports) < count:
+        port = random.randrange(20_000, 32_000)
+        if port not in ports and _is_free(port):
+            ports.append(port)
+    return ports
+
+
+def listens(host: str, port: int) -> bool:
+    """Whether somebody accepts connections there within two seconds."""
+    try:
+        socket.create_connection((host, port), 2).close()
+    except OSError:
+        return False
+    return True
+
+
+def tail(path: str, lines: int = 20) -> str:
+    """The end of a log."""
+    try:
+        return "\n".join(Path(path).read_text(errors="replace").splitlines()[-lines:])
+    except OSError:
+        return "(no log)"
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+def _runs(pid: int, started: int) -> bool:
+    if pid in _children:
+        _children[pid].poll()
+    state, _, since = _stat(pid)
+    return since == started and state not in "ZX"
+
+
+def _stat(pid: int) -> tuple[str, int, int]:
+    """State, parent and start time; ("X", 0, 0) for a process that is gone."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return "X", 0, 0
+    fields = text.rpartition(")")[2].split()
+    return fields[0], int(fields[1]), int(fields[19])
+
+
+def _tree(process: Process) -> list[tuple[int, int]]:
+    """The process and all it started, parents first."""
+    if not alive(process):
+        return []
+    everything = {int(entry.name): _stat(int(entry.name)) for entry in Path("/proc").iterdir() if entry.name.isdigit()}
+    family = [process["pid"]]
+    for parent in family:
+        family += [pid for pid, (_, its_parent, _) in everything.items() if its_parent == parent]
+    return [(pid, everything[pid][2]) for pid in family if pid in everything]
+
+
+def _signal_all(family: list[tuple[int, int]], sign: int) -> None:
+    for pid, started in family:
+        if _stat(pid)[2] == started:
+            try:
+                os.kill(pid, sign)
+            except ProcessLookupError:
+                continue
