@@ -15,7 +15,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -23,6 +23,14 @@ from servers import process, sets, state
 from servers.process import ServiceError
 
 PORTS = {"postgresql": 5432, "rabbitmq": 5672, "kafka": 9092}
+STEPS: dict[str, list[Callable[[Path, str], object]]] = {
+    "start": [sets.start],
+    "stop": [sets.stop],
+    "restart": [sets.stop, sets.start],
+    "kill": [sets.kill],
+    "freeze": [sets.freeze],
+    "thaw": [sets.thaw],
+}
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -45,7 +53,8 @@ def up(home: Path, names: Sequence[str]) -> None:
     for name, url in given.items():
         _check(name, url)
         print(f"{name:<11} {'(given)':<9} {_address(name, url)}", flush=True)
-    for name, service in sets.up(home, [name for name in names if name not in given]).items():
+    wanted = [name for name in names if name not in given]
+    for name, service in (sets.up(home, wanted) if wanted else {}).items():
         print(f"{name:<11} {service['version']:<9} {service['url']}", flush=True)
 
 
@@ -80,10 +89,8 @@ def _command(home: Path, command: str, names: Sequence[str]) -> None:
         return up(home, names)
     if command == "down":
         return sets.down(home, names)
-    steps = {"start": [sets.start], "stop": [sets.stop], "restart": [sets.stop, sets.start]}
-    steps |= {"kill": [sets.kill], "freeze": [sets.freeze], "thaw": [sets.thaw]}
     for name in names:
-        for step in steps[command]:
+        for step in STEPS[command]:
             step(home, name)
     return None
 
@@ -111,7 +118,7 @@ def _parser() -> argparse.ArgumentParser:
     assert __doc__
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in ("up", "down", "start", "stop", "restart", "kill", "freeze", "thaw"):
+    for command in ("up", "down", *STEPS):
         one = commands.add_parser(command)
         one.add_argument("names", nargs="*" if command in ("up", "down") else "+", choices=[*sets.NAMES, []], metavar="NAME")
         one.add_argument("--home", default=state.default_home())

@@ -1,6 +1,6 @@
 """What the servers need from outside: Debian packages through apt, Kafka's jars through Maven.
 
-    .tools/kafka/4.3.1/*.jar      kept between runs
+.tools/kafka/4.3.1/*.jar      kept between runs
 """
 
 import os
@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from xml.etree import ElementTree
 
-from servers.process import ServiceError
+from servers.process import ServiceError, run
 from servers.state import ROOT
 
 KAFKA = ROOT / "tools" / "kafka.xml"
@@ -30,8 +30,9 @@ def packages(names: list[str]) -> None:
         raise ServiceError(f"no apt-get on this machine: install {wanted} yourself, or give TRILOGUE_…_URL of servers that run.")
     prefix = _as_root(wanted)
     with _no_daemons(prefix):
-        _run([*prefix, "apt-get", "update", "-qq"], f"apt-get update failed, so {wanted} cannot be installed")
-        _run([*prefix, "apt-get", "install", "-y", "-qq", "--no-install-recommends", *names], f"apt-get could not install {wanted}")
+        apt = [*prefix, "env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-qq", "-o", f"DPkg::Lock::Timeout={LIMIT}"]
+        run([*apt, "update"], f"apt-get update failed, so {wanted} cannot be installed", seconds=LIMIT)
+        run([*apt, "install", "-y", "--no-install-recommends", *names], f"apt-get could not install {wanted}", seconds=LIMIT)
 
 
 def kafka_version() -> str:
@@ -51,7 +52,7 @@ def kafka_jars() -> Path:
         jars = Path(draft) / "jars"
         # -C: a jar whose checksum is wrong is an error.
         command = ["mvn", "-B", "-q", "-C", "-f", str(KAFKA), COPY, "-DincludeScope=runtime", f"-DoutputDirectory={jars}"]
-        _run(command, f"Maven could not fetch Kafka {kafka_version()}")
+        run(command, f"Maven could not fetch Kafka {kafka_version()}", seconds=LIMIT)
         jars.replace(folder)
     return folder
 
@@ -61,7 +62,9 @@ def _as_root(wanted: str) -> list[str]:
         return []
     if shutil.which("sudo") and subprocess.run(["sudo", "-n", "true"], capture_output=True, timeout=30).returncode == 0:
         return ["sudo", "-n"]
-    raise ServiceError(f"{wanted} must be installed and that takes root: run `sudo apt-get install --no-install-recommends {wanted}` first.")
+    raise ServiceError(
+        f"{wanted} must be installed and that takes root: run `sudo apt-get install --no-install-recommends {wanted}` first."
+    )
 
 
 @contextmanager
@@ -73,18 +76,8 @@ def _no_daemons(prefix: list[str]) -> Iterator[None]:
     with tempfile.NamedTemporaryFile("w") as text:
         text.write("#!/bin/sh\nexit 101\n")
         text.flush()
-        _run([*prefix, "install", "-m", "755", text.name, str(POLICY)], f"{POLICY} cannot be written")
+        run([*prefix, "install", "-m", "755", text.name, str(POLICY)], f"{POLICY} cannot be written")
     try:
         yield
     finally:
-        _run([*prefix, "rm", "-f", str(POLICY)], f"{POLICY} cannot be removed")
-
-
-def _run(command: list[str], failure: str) -> None:
-    env = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    try:
-        done = subprocess.run(command, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=LIMIT)
-    except subprocess.TimeoutExpired:
-        raise ServiceError(f"{failure}: no end after {LIMIT} s.") from None
-    if done.returncode != 0:
-        raise ServiceError(f"{failure}:\n{(done.stdout + done.stderr).strip()[-2000:]}")
+        run([*prefix, "rm", "-f", str(POLICY)], f"{POLICY} cannot be removed")

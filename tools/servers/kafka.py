@@ -6,18 +6,18 @@ import shutil
 import signal
 import socket
 import struct
-import subprocess
 import uuid
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from servers import install
-from servers.process import Process, ServiceError, free_ports
+from servers.process import Process, free_ports, kill, run
 from servers.state import Service
 
 PACKAGES = ["default-jre-headless", "maven"]
 STOP = signal.SIGTERM
-# One copy of everything; sessions and rebalances as short as tests need them.
+# One copy of everything; sessions and rebalances as short as tests need them. The broker's own session is short, because a
+# broker that was killed may come back only when its last session is over.
 CONFIG = """\
 process.roles=broker,controller
 node.id=1
@@ -28,6 +28,8 @@ inter.broker.listener.name=PLAINTEXT
 controller.listener.names=CONTROLLER
 listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
 log.dirs={data}
+broker.session.timeout.ms=3000
+broker.heartbeat.interval.ms=500
 auto.create.topics.enable=false
 offsets.topic.replication.factor=1
 offsets.topic.num.partitions=4
@@ -68,7 +70,9 @@ def prepare(home: Path) -> Service:
     (home / "server.properties").write_text(CONFIG.format(port=port, controller=controller, data=home / "data"))
     (home / "log4j2.properties").write_text(LOGGING)
     java = ["java", "-Xmx512m", "-cp", f"{jars}/*", f"-Dlog4j2.configurationFile={home}/log4j2.properties"]
-    _format([*java, "kafka.tools.StorageTool", "format", "-c", f"{home}/server.properties"])
+    cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode()[:22]
+    layout = [*java, "kafka.tools.StorageTool", "format", "-c", f"{home}/server.properties", f"--cluster-id={cluster}"]
+    run(layout, "Kafka could not format its log folder")
     process = Process(
         argv=[*java, "kafka.Kafka", f"{home}/server.properties"],
         env={"PATH": os.environ["PATH"], "LANG": "C.UTF-8"},
@@ -82,6 +86,11 @@ def prepare(home: Path) -> Service:
     return Service(url=url, admin=None, version=install.kafka_version(), home=str(home), processes=[process])
 
 
+def discard(service: Service) -> None:
+    """End it for good."""
+    kill(service["processes"][-1])
+
+
 def answers(service: Service) -> bool:
     """Whether it says within two seconds that a broker takes part (it listens a little earlier than that)."""
     address = urlsplit(service["url"])
@@ -92,10 +101,3 @@ def answers(service: Service) -> bool:
     except OSError:
         return False
     return len(head) == 12 and struct.unpack(">iii", head)[2] > 0
-
-
-def _format(command: list[str]) -> None:
-    cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode()[:22]
-    done = subprocess.run([*command, f"--cluster-id={cluster}"], capture_output=True, text=True, timeout=120)
-    if done.returncode != 0:
-        raise ServiceError(f"Kafka could not format its log folder:\n{(done.stdout + done.stderr)[-2000:]}")

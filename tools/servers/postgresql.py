@@ -6,9 +6,10 @@ import shutil
 import signal
 import subprocess
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
-from servers.process import Process, ServiceError, free_ports
+from servers.process import Process, ServiceError, end, free_ports, run
 from servers.state import Service
 
 PACKAGES = ["postgresql"]
@@ -30,7 +31,17 @@ def prepare(home: Path) -> Service:
     bin_folder, data, secret, (port,) = _versions()[-1], home / "data", secrets.token_hex(12), free_ports(1)
     settings = [option for name, value in {**SETTINGS, "port": str(port)}.items() for option in ("-c", f"{name}={value}")]
     process = Process(
-        argv=[f"{bin_folder}/postgres", "-D", str(data), *settings],
+        # A killed server's lock file names a pid that may be in use again, and then it refuses to start.
+        argv=[
+            "sh",
+            "-c",
+            'rm -f "$0/postmaster.pid"; exec "$@"',
+            str(data),
+            f"{bin_folder}/postgres",
+            "-D",
+            str(data),
+            *settings,
+        ],
         env={"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8"},
         user=user,
         folder=str(home),
@@ -38,16 +49,23 @@ def prepare(home: Path) -> Service:
         pid=0,
         started=0,
     )
-    password = home / "password"
-    password.write_text(secret)
-    password.chmod(0o644 if user else 0o600)
-    how = ["-A", "scram-sha-256", "-U", "trilogue", f"--pwfile={password}", "-E", "UTF8", "--locale=C.UTF-8", "--no-sync"]
-    _run(process, [f"{bin_folder}/initdb", "-D", str(data), *how], "")
-    password.unlink()
-    _run(process, [f"{bin_folder}/postgres", "--single", "-D", str(data), "postgres"], "create database trilogue\n")
-    version = _run(process, [f"{bin_folder}/postgres", "--version"], "").split()[2]
+    _initialise(bin_folder, process, data, secret)
+    version = run([f"{bin_folder}/postgres", "--version"], "postgres does not run").split()[2]
     url = f"postgresql://trilogue:{secret}@127.0.0.1:{port}/trilogue"
     return Service(url=url, admin=None, version=version, home=str(home), processes=[process])
+
+
+def discard(service: Service) -> None:
+    """End it for good."""
+    (process,) = service["processes"]
+    end(process, STOP, 15)
+    data = Path(service["home"]) / "data"
+    if not (data / "postmaster.pid").exists():
+        return
+    # It was killed, and left shared memory behind. The next start on the same data removes that; single-user mode is enough.
+    (data / "postmaster.pid").unlink()
+    with suppress(ServiceError):
+        run([f"{_versions()[-1]}/postgres", "--single", "-D", str(data), "postgres"], "", process)
 
 
 def answers(service: Service) -> bool:
@@ -58,6 +76,20 @@ def answers(service: Service) -> bool:
         return subprocess.run(command, env=env, capture_output=True, timeout=4).returncode == 0
     except subprocess.TimeoutExpired:
         return False
+
+
+def _initialise(bin_folder: Path, process: Process, data: Path, secret: str) -> None:
+    """Make the data folder, with the role and the database."""
+    password = Path(process["folder"]) / "password"
+    password.touch(mode=0o600)
+    password.write_text(secret)
+    if process["user"]:
+        shutil.chown(password, process["user"])
+    how = ["-A", "scram-sha-256", "-U", "trilogue", f"--pwfile={password}", "-E", "UTF8", "--locale=C.UTF-8", "--no-sync"]
+    run([f"{bin_folder}/initdb", "-D", str(data), *how], "initdb failed", process)
+    password.unlink()
+    create = [f"{bin_folder}/postgres", "--single", "-D", str(data), "postgres"]
+    run(create, "PostgreSQL could not make its database", process, "create database trilogue\n")
 
 
 def _versions() -> list[Path]:
@@ -74,14 +106,3 @@ def _reachable(home: Path) -> Path:
         return folder
     home.mkdir(parents=True)
     return home
-
-
-def _run(process: Process, command: list[str], text: str) -> str:
-    """Run one of its programs as the server's user."""
-    as_user = ["runuser", "-u", process["user"], "--"] if process["user"] else []
-    done = subprocess.run(
-        [*as_user, *command], cwd=process["folder"], env=process["env"], input=text, capture_output=True, text=True, timeout=120
-    )
-    if done.returncode != 0:
-        raise ServiceError(f"{Path(command[0]).name} failed:\n{(done.stdout + done.stderr)[-2000:]}")
-    return done.stdout

@@ -1,6 +1,6 @@
 """Processes of this machine, known by pid and start time, so that a pid in use again is never taken for ours.
 
-    {"argv": [...], "env": {...}, "user": "postgres" or null, "folder": "…", "log": "…", "pid": 4711, "started": 88123}
+{"argv": [...], "env": {...}, "user": "postgres" or null, "folder": "…", "log": "…", "pid": 4711, "started": 88123}
 """
 
 import os
@@ -12,7 +12,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 
 class ServiceError(Exception):
@@ -37,15 +37,10 @@ _children: dict[int, subprocess.Popen[bytes]] = {}
 
 def spawn(process: Process) -> None:
     """Start it in a session of its own, and note which one it is."""
-    group = pwd.getpwnam(process["user"]).pw_gid if process["user"] else None
     with open(process["log"], "ab") as log:
         child = subprocess.Popen(
             process["argv"],
-            env=process["env"],
-            cwd=process["folder"],
-            user=process["user"],
-            group=group,
-            extra_groups=[] if process["user"] else None,
+            **_surroundings(process),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -93,6 +88,21 @@ def end(process: Process, sign: int, seconds: float) -> None:
         kill(process)
 
 
+def run(command: list[str], failure: str, process: Process | None = None, text: str = "", seconds: float = 120) -> str:
+    """Run a program to its end, as the user and in the folder of a process if one is given; what it printed.
+
+    Raises ServiceError, beginning with `failure`, when it fails or takes longer than so many seconds.
+    """
+    like = _surroundings(process) if process else {}
+    try:
+        done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=seconds, **like)
+    except subprocess.TimeoutExpired:
+        raise ServiceError(f"{failure}: no end after {seconds:.0f} s.") from None
+    if done.returncode != 0:
+        raise ServiceError(f"{failure}:\n{(done.stdout + done.stderr).strip()[-2000:]}")
+    return str(done.stdout)
+
+
 def wait_for(condition: Callable[[], bool], seconds: float) -> bool:
     """Whether the condition came true within so many seconds."""
     deadline = time.monotonic() + seconds
@@ -132,6 +142,13 @@ def tail(path: str, lines: int = 20) -> str:
         return "\n".join(Path(path).read_text(errors="replace").splitlines()[-lines:])
     except OSError:
         return "(no log)"
+
+
+def _surroundings(process: Process) -> dict[str, Any]:
+    around = {"env": process["env"], "cwd": process["folder"]}
+    if not process["user"]:
+        return around
+    return {**around, "user": process["user"], "group": pwd.getpwnam(process["user"]).pw_gid, "extra_groups": []}
 
 
 def _is_free(port: int) -> bool:

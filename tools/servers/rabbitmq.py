@@ -10,7 +10,7 @@ import socket
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from servers.process import Process, free_ports
+from servers.process import Process, free_ports, kill
 from servers.state import Service
 
 PACKAGES = ["rabbitmq-server"]
@@ -24,7 +24,6 @@ default_pass = {secret}
 vm_memory_high_watermark.absolute = 1GB
 disk_free_limit.absolute = 100MB
 log.console = true
-log.console.level = info
 log.file = false
 """
 
@@ -70,6 +69,12 @@ def prepare(home: Path) -> Service:
     )
 
 
+def discard(service: Service) -> None:
+    """End it for good."""
+    for process in reversed(service["processes"]):
+        kill(process)
+
+
 def answers(service: Service) -> bool:
     """Whether both AMQP and the management API answer within two seconds."""
     return _speaks_amqp(service["url"]) and _manages(service["admin"] or "")
@@ -92,6 +97,7 @@ def _variables(home: Path, name: str, nodes: int) -> dict[str, str]:
         "RABBITMQ_GENERATED_CONFIG_DIR": str(home / "generated"),
         "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1}",
         # Without this a shell stays in front of the server, and a signal would reach the shell.
+        "RABBITMQ_LOG": "-color",
         "RUNNING_UNDER_SYSTEMD": "true",
     }
 

@@ -1,14 +1,15 @@
 """A set of servers: brought up, taken down, and hurt one by one for tests of faults.
 
-    up ─▶ answers ◀─ start ◀─┬─ stop    the way it likes to end
-              │              └─ kill    SIGKILL for all its processes
-              └── freeze ─▶ silent ─▶ thaw ─▶ answers
+up ─▶ answers ◀─ start ◀─┬─ stop    the way it likes to end
+          │              └─ kill    SIGKILL for all its processes
+          └── freeze ─▶ silent ─▶ thaw ─▶ answers
 """
 
 import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Lock
 
 from servers import install, kafka, postgresql, process, rabbitmq, state
 from servers.process import Process, ServiceError
@@ -18,6 +19,7 @@ KINDS = {"postgresql": postgresql, "rabbitmq": rabbitmq, "kafka": kafka}
 NAMES = tuple(KINDS)
 START = 90  # seconds within which a server has to answer
 STOP = 15  # seconds after which one that was asked to end is killed
+_noting = Lock()
 
 
 def up(home: Path, names: Sequence[str] = NAMES) -> Services:
@@ -32,7 +34,6 @@ def up(home: Path, names: Sequence[str] = NAMES) -> Services:
             if name not in services:
                 shutil.rmtree(home / name, ignore_errors=True)
         failed = _each(names, lambda name: _up(home, name, services))
-        state.save(home, services)
         _raise(failed)
         return {name: services[name] for name in names}
 
@@ -106,13 +107,13 @@ def _each(names: Sequence[str], act: Callable[[str], None]) -> list[str]:
 
 
 def _up(home: Path, name: str, services: Services) -> None:
-    if name not in services:
-        services[name] = KINDS[name].prepare(home / name)
-    service = services[name]
+    service = services.get(name) or KINDS[name].prepare(home / name)
     for one in service["processes"]:
         if not process.alive(one):
             process.spawn(one)
-            state.save(home, services)
+    with _noting:
+        services[name] = service
+        state.save(home, services)
     if not process.wait_for(lambda: _gone(service) or KINDS[name].answers(service), START) or _gone(service):
         raise ServiceError(_failure(name, service))
 
@@ -129,7 +130,6 @@ def _failure(name: str, service: Service) -> str:
 
 def _down(name: str, services: Services) -> None:
     service = services[name]
-    for one in reversed(service["processes"]):
-        process.end(one, KINDS[name].STOP, STOP)
+    KINDS[name].discard(service)
     shutil.rmtree(service["home"])
     del services[name]

@@ -1,8 +1,8 @@
 """What a set of servers consists of: FOLDER/services.json, readable by its owner only.
 
-    {"postgresql": {"url": "postgresql://…", "admin": null, "version": "15.14", "home": "FOLDER/postgresql",
-                    "processes": [{"argv": …, "env": …, "pid": …, "started": …}]},  the server is the last one
-     "rabbitmq": …}
+{"postgresql": {"url": "postgresql://…", "admin": null, "version": "15.14", "home": "FOLDER/postgresql",
+                "processes": [{"argv": …, "env": …, "pid": …, "started": …}]},  the server is the last one
+ "rabbitmq": …}
 """
 
 import fcntl
@@ -68,7 +68,9 @@ def locked(home: Path, seconds: float = 600) -> Iterator[None]:
         finally:
             os.close(folder)
         if time.monotonic() > deadline:
-            raise ServiceError(f"another command holds the servers in {home} for longer than {seconds:.0f} s; see what it waits for.")
+            raise ServiceError(
+                f"another command holds the servers in {home} for longer than {seconds:.0f} s; see what it waits for."
+            )
         time.sleep(0.1)
 
 

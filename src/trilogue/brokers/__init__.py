@@ -1,7 +1,7 @@
 """URLs to logs: a store by itself, or a broker with a store beside it.
 
     sqlite:///video.db                            the store is the log
-    amqp://…, kafka://…   store="postgresql://…"  the broker is the log; retries, timers, effects, streams in the store (paired.py)
+    amqp://…, kafka://…   store="postgresql://…"  the broker is the log; retries, timers, streams in the store (paired.py)
     amqp://…, kafka://…   store=None              the broker alone, with what it can do itself (direct.py)
 """
 
