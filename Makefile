@@ -2,7 +2,7 @@
 # A second call of anything finds its set-up done.
 
 .DEFAULT_GOAL := demo
-.PHONY: setup demo test check bench lock clean
+.PHONY: setup demo test check bench services services-down lock clean
 
 READY := .venv/.ready
 TOOLS := .tools
@@ -13,8 +13,15 @@ setup: $(READY)
 demo: $(READY)
 	.venv/bin/trilogue demo video
 
+# On real servers too: those that `make services` started, or else throw-away ones for this run.
 test: $(READY)
-	.venv/bin/pytest
+	@python3 tools/services.py run -- .venv/bin/pytest
+
+services:
+	@python3 tools/services.py up
+
+services-down:
+	@python3 tools/services.py down
 
 check: $(READY)
 	.venv/bin/ruff check .

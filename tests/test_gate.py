@@ -143,7 +143,8 @@ class GateMachine(RuleBasedStateMachine):
         for name in gate.due_keys(self.now_us, limit):
             lent += gate.lend_key(name, self.rows_of(name)[:limit], self.now_us)
         loose = gate.due_loose(self.now_us, limit)
-        held = [(p, self.table[p]) for p in sorted(loose) if p in self.table and self.table[p].state == "ready"]
+        positions = sorted(position for _, position, _ in loose)
+        held = [(p, self.table[p]) for p in positions if p in self.table and self.table[p].state == "ready"]
         lent += gate.lend_loose([HeldRow(h.record, h.slot, h.due_us, h.attempt, False) for _, h in held])
         plan = gate.flush()
         if plan is not None:
@@ -402,7 +403,7 @@ def test_a_record_known_twice_is_lent_once() -> None:
     gate = Gate("g", ordered=False)
     gate.own(Lease(1, 1, 1 << 60, lambda: 0), 0)
     gate.learn_held([], [(0, 10, 1), (5, 10, 1)])
-    assert gate.due_loose(9, 10) == [10]
+    assert gate.due_loose(9, 10) == [(0, 10, 1)]
     gate.lend_loose([HeldRow(Record("r10", "t", b"", None, position=10), 1, 0, 1, False)])
     gate.learn_held([], [(0, 10, 1)])
     assert gate.due_loose(9, 10) == []

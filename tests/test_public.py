@@ -18,7 +18,7 @@ ROOT = Path(trilogue.__file__).parent
 # Each may import those before it and nothing after it.
 LAYERS = (
     "errors", "urls", "durations", "patterns", "retry", "events", "ports",
-    "sealing", "codec", "aggregate", "gate", "handlers", "outcomes", "process", "instances", "projection",
+    "sealing", "codec", "aggregate", "gate", "handlers", "outcomes", "process", "instances", "projection", "features",
     "stores", "brokers", "builds", "schema", "runner", "watch", "follower", "projections",
     "router", "rehydrate", "deciding", "stream", "history", "privacy", "reading", "sync", "app",
     "",  # "" is the package's own __init__: whatever comes after it uses public names only

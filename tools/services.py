@@ -39,11 +39,13 @@ def main(arguments: Sequence[str]) -> int:
     home = Path(options.home).resolve()
     try:
         if options.command == "run":
-            return run(home, options.rest)
+            return run(home, options.rest[1:] if options.rest[:1] == ["--"] else options.rest)
         _command(home, options.command, options.names or sets.NAMES)
     except ServiceError as error:
         print(error, file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return 130
     return 0
 
 
@@ -74,7 +76,7 @@ def run(home: Path, command: Sequence[str]) -> int:
             print(f"{error}\nTests that need this server will be skipped.", file=sys.stderr, flush=True)
         # An interrupt is the command's to handle: we wait for it. A handler, unlike SIG_IGN, is not inherited by it.
         signal.signal(signal.SIGINT, lambda *_: None)
-        return subprocess.run(command).returncode
+        return _call(command)
     finally:
         sets.down(home, [name for name in sets.NAMES if name not in before])
 
@@ -93,6 +95,13 @@ def _command(home: Path, command: str, names: Sequence[str]) -> None:
         for step in STEPS[command]:
             step(home, name)
     return None
+
+
+def _call(command: Sequence[str]) -> int:
+    try:
+        return subprocess.run(command).returncode
+    except (OSError, IndexError) as error:
+        raise ServiceError(f"run: {' '.join(command) or 'no command'} cannot be started: {error}") from None
 
 
 def _check(name: str, url: str) -> None:
@@ -114,13 +123,19 @@ def _address(name: str, url: str) -> str:
     return f"{address.scheme}://{address.hostname}:{address.port or PORTS[name]}{address.path}"
 
 
+def _name(text: str) -> str:
+    if text not in sets.NAMES:
+        raise argparse.ArgumentTypeError(f"{text} is none of {', '.join(sets.NAMES)}")
+    return text
+
+
 def _parser() -> argparse.ArgumentParser:
     assert __doc__
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in ("up", "down", *STEPS):
         one = commands.add_parser(command)
-        one.add_argument("names", nargs="*" if command in ("up", "down") else "+", choices=[*sets.NAMES, []], metavar="NAME")
+        one.add_argument("names", nargs="*" if command in ("up", "down") else "+", type=_name, metavar="NAME")
         one.add_argument("--home", default=state.default_home())
     one = commands.add_parser("run")
     one.add_argument("--home", default=state.default_home())

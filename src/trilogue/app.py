@@ -22,6 +22,7 @@ from time import monotonic
 from typing import Any
 
 from trilogue import codec, projections
+from trilogue.brokers import DEFAULT_STORE, open_log
 from trilogue.builds import projection_of, refuse_replay
 from trilogue.durations import Duration, microseconds, seconds
 from trilogue.errors import BadOption, LogError, OrphanedGroup, TimedOut, TwiceNamed, Unsupported
@@ -40,7 +41,6 @@ from trilogue.rehydrate import Snapshots
 from trilogue.router import Router
 from trilogue.runner import Runner
 from trilogue.schema.known import known
-from trilogue.stores import open_store
 from trilogue.stores.keys import Keyring
 from trilogue.stream import Streams
 from trilogue.sync import SyncApp
@@ -57,19 +57,27 @@ log = logging.getLogger("trilogue")
 class App(Router, Reading, Streams, History, Projections):
     """One program on one log.
 
-    url: memory:// or sqlite:///file.db. name: tells its groups and the source of its events from another program's.
+    url: memory://, sqlite:///file.db, postgresql://…, amqp://… or kafka://…. store: what stands beside a broker, None: nothing.
+    name: tells its groups and the source of its events from another program's.
     keep_for: while handlers run, records older than this are removed once no group needs them.
 
     >>> app = App("memory://")
     """
 
-    def __init__(self, url: str = "sqlite:///trilogue.db", *, name: str = "trilogue", keep_for: Duration | None = None) -> None:
+    def __init__(
+        self,
+        url: str = "sqlite:///trilogue.db",
+        *,
+        store: str | None = DEFAULT_STORE,
+        name: str = "trilogue",
+        keep_for: Duration | None = None,
+    ) -> None:
         super().__init__()
         if not 0 < len(name) <= NAME_CHARS or not name.isprintable():
             raise BadOption(f"App(name={name!r}): expected 1 to {NAME_CHARS} printable characters")
         self.name = name
         self._keep_for = None if keep_for is None else seconds(keep_for)
-        self.store: Store = open_store(url)
+        self.store: Store = open_log(url, store=store)
         self.keys: Keyring = Keyring()
         self.snapshots = Snapshots(self.store)
         self._opened = 0

@@ -381,6 +381,7 @@ class Group:
     patterns: which types. ordered: one at a time per key, in order. start: where a new group begins; "existing": binding it
     makes none, because only whoever moves it may.
     has_effects: it writes through `db`, so a replay in place needs its reset hook. app: the program whose handler it is.
+    inbox: its records come from a broker, and the store keeps only those that did not go well.
     """
 
     name: str
@@ -389,6 +390,7 @@ class Group:
     start: Literal["now", "beginning", "existing"] = "now"
     has_effects: bool = False
     app: str = "trilogue"
+    inbox: bool = False
 
 
 class Lease:

@@ -129,6 +129,7 @@ class Gate:
 
     def _start(self) -> None:
         self.generation = Generation()
+        self.knowledge = object()  # another one whenever learn_held() has been told anew
         self.leases: dict[int, Lease] = {}
         self.leaving: set[int] = set()
         self.seen = [0] * SLOTS
@@ -199,6 +200,7 @@ class Gate:
 
     def learn_held(self, keys: Iterable[tuple[str, int, int]], loose: Iterable[tuple[int, int, int]]) -> None:
         """Take over the index of held rows. keys: (key, slot, due of its first row). loose: (due, position, slot)."""
+        self.knowledge = object()
         due = {key: (slot, due_us) for key, slot, due_us in keys if slot in self.leases}
         for name, key in self.keys.items():
             if key.has_rows and name not in due:
@@ -208,6 +210,19 @@ class Gate:
             self._hold(name, key, due_us)
         self._loose = [entry for entry in loose if entry[1] not in self._loose_out and entry[2] in self.leases]
         heapq.heapify(self._loose)
+
+    def notice(self, rows: Iterable[tuple[int, int, str | None, int]]) -> None:
+        """Held rows (position, slot, key, due) that came to a broker's group; they follow what is held of their keys."""
+        for position, slot, name, due_us in rows:
+            self.scan = max(self.scan, position)
+            if slot not in self.leases:
+                continue
+            if name is not None and self.ordered:
+                key = self.keys.setdefault(name, Key(slot))
+                if not key.has_rows:
+                    self._hold(name, key, due_us)
+            elif due_us < NEVER_US:
+                heapq.heappush(self._loose, (due_us, position, slot))
 
     def _hold(self, name: str, key: Key, due_us: int) -> None:
         key.has_rows = True
@@ -241,15 +256,23 @@ class Gate:
                 self._wants_flush = True
         return due
 
-    def due_loose(self, now_us: int, limit: int) -> list[int]:
-        """Positions of held records without order that may go out now: load each and give it to lend_loose()."""
-        due: list[int] = []
+    def due_loose(self, now_us: int, limit: int) -> list[tuple[int, int, int]]:
+        """Held records without order that may go out now, as (due, position, slot): load each and give it to lend_loose()."""
+        due: dict[int, tuple[int, int, int]] = {}
         while self._loose and self._loose[0][0] <= now_us and len(due) < limit:
-            position = heapq.heappop(self._loose)[1]
+            entry = heapq.heappop(self._loose)
             # One that came back and was read from the store as well has two entries.
-            if position not in self._loose_out and position not in due:
-                due.append(position)
-        return due
+            if entry[1] not in self._loose_out:
+                due.setdefault(entry[1], entry)
+        return list(due.values())
+
+    def still_due(self, names: Iterable[str], loose: Iterable[tuple[int, int, int]]) -> None:
+        """Take back what due_keys() and due_loose() told of and could not be loaded."""
+        for name in names:
+            if name in self.keys:
+                heapq.heappush(self._due_keys, (self.keys[name].due_us, name))
+        for entry in loose:
+            heapq.heappush(self._loose, entry)
 
     def lend_key(self, name: str, rows: Sequence[HeldRow], now_us: int) -> list[Delivery]:
         """Lend the first rows of a held key, as many as are due in a row."""
@@ -270,7 +293,7 @@ class Gate:
 
     def lend_loose(self, rows: Sequence[HeldRow]) -> list[Delivery]:
         """Lend held records without order."""
-        owned = [row for row in rows if row.slot in self.leases]
+        owned = [row for row in rows if row.slot in self.leases and row.record.position not in self._loose_out]
         self._loose_out.update((row.record.position, row.slot) for row in owned)
         return [self._lend_row(row) for row in owned]
 

@@ -432,12 +432,14 @@ class LaneStatus:
 
     lag: records not acknowledged; None where the broker does not tell. in_flight: received here and not acknowledged.
     stalled_s: for how long nothing of a lane with lag was acknowledged here, 0 if it moves.
+    next: the offset below which everything is finished; None where there are no offsets.
     """
 
     name: str
     lag: int | None
     in_flight: int
     stalled_s: float = 0.0
+    next: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -450,6 +452,81 @@ class Progress:
     lane: str
     next: int
     finished: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a lane is with a settlement. epoch: of the assignment under which it was received."""
+
+    progress: Progress
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class Marks:
+    """What tells whether anything about a broker's group has changed. inbox: the position last given to a held record of
+    it. revision: grows when dead letters are driven again, when it is paused, or set to another place."""
+
+    inbox: int
+    revision: int
+    paused: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Diverted:
+    """Which deliveries went behind held rows of their key, in order; and Marks.inbox before and after."""
+
+    held: Sequence[bool]
+    before: int
+    after: int
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """What became of fresh deliveries: the final answers. again: to be handled anew. before, after: Marks.inbox."""
+
+    settlements: Sequence[Settlement]
+    again: Sequence[Delivery]
+    before: int
+    after: int
+
+
+class Inbox(Protocol):
+    """What a store keeps for groups whose log is a broker. Each verb is one transaction."""
+
+    async def marks(self, group: str) -> Marks:
+        """What tells whether anything about a group has changed; raises UnknownEvent."""
+
+    async def held_keys(self, group: str, after: int) -> list[str]:
+        """Keys that have rows ready or parked beyond a position."""
+
+    async def divert(self, group: str, deliveries: Sequence[Delivery]) -> Diverted:
+        """Put those whose key is held behind its rows."""
+
+    async def settle(
+        self, group: str, answers: Sequence[Settlement | InTransaction], *, places: Sequence[Place] = (), seen: bool = False
+    ) -> Taken:
+        """Write what became of fresh deliveries, effects and emits included. seen: recognise events by their ids, because the
+        broker has no places. Raises LeaseLost if a place went to somebody else: nothing happened."""
+
+    async def assigned(self, group: str, lane: str, epoch: int) -> Progress | None:
+        """As Cursors.assigned(); raises LeaseLost if somebody newer has the lane."""
+
+    async def start_over(self, group: str, reset: Callable[[Db], None] | None, ends: dict[str, int]) -> None:
+        """Forget what is held for a group and where it is. ends: by lane, below which its emits stay off."""
+
+    async def replay_ends(self, group: str) -> dict[str, int]:
+        """By lane, below which offset the emits of a group stay off."""
+
+    async def names(self) -> list[str]:
+        """The groups whose log is a broker."""
+
+
+class InboxStore(Store, Protocol):
+    """A Store that can stand beside a broker. payload_bytes: the largest event it takes."""
+
+    inbox: Inbox
+    payload_bytes: int
 
 
 class Cursors(Protocol):

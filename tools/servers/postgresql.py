@@ -71,7 +71,7 @@ def discard(service: Service) -> None:
 def answers(service: Service) -> bool:
     """Whether it answers a query within two seconds."""
     command = [f"{_versions()[-1]}/psql", service["url"], "-Atqc", "select 1"]
-    env = {**os.environ, "PGCONNECT_TIMEOUT": "2"}
+    env = {**service["processes"][0]["env"], "PGCONNECT_TIMEOUT": "2"}
     try:
         return subprocess.run(command, env=env, capture_output=True, timeout=4).returncode == 0
     except subprocess.TimeoutExpired:

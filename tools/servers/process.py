@@ -52,13 +52,32 @@ def spawn(process: Process) -> None:
 
 def alive(process: Process) -> bool:
     """Whether this very process runs."""
-    return process["pid"] > 0 and _runs(process["pid"], process["started"])
+    return process["pid"] > 0 and runs(process["pid"], process["started"])
+
+
+def runs(pid: int, started: int) -> bool:
+    """Whether the process with this pid and this start time runs."""
+    if pid in _children:
+        _children[pid].poll()
+    state, _, since = _stat(pid)
+    return since == started and state not in "ZX"
+
+
+def family(process: Process) -> list[tuple[int, int]]:
+    """Pid and start time of the process and of all that it started, parents first; nothing when it is gone."""
+    if not alive(process):
+        return []
+    everything = {int(entry.name): _stat(int(entry.name)) for entry in Path("/proc").iterdir() if entry.name.isdigit()}
+    pids = [process["pid"]]
+    for parent in pids:
+        pids += [pid for pid, (_, its_parent, _) in everything.items() if its_parent == parent]
+    return [(pid, everything[pid][2]) for pid in pids if pid in everything]
 
 
 def freeze(process: Process) -> list[tuple[int, int]]:
     """Stop it and its children (SIGSTOP); pid and start time of each. Parents first, so that no child is born unseen."""
     stopped: list[tuple[int, int]] = []
-    while fresh := [one for one in _tree(process) if one not in stopped]:
+    while fresh := [one for one in family(process) if one not in stopped]:
         _signal_all(fresh, signal.SIGSTOP)
         stopped += fresh
     return stopped
@@ -66,14 +85,14 @@ def freeze(process: Process) -> list[tuple[int, int]]:
 
 def thaw(process: Process) -> None:
     """Let it and its children go on (SIGCONT)."""
-    _signal_all(_tree(process), signal.SIGCONT)
+    _signal_all(family(process), signal.SIGCONT)
 
 
 def kill(process: Process) -> None:
     """SIGKILL for it and its children, all at once as in a power cut; returns when they are gone."""
-    family = freeze(process)
-    _signal_all(family, signal.SIGKILL)
-    if not wait_for(lambda: not any(_runs(*one) for one in family), 10):
+    members = freeze(process)
+    _signal_all(members, signal.SIGKILL)
+    if not wait_for(lambda: not any(runs(*one) for one in members), 10):
         raise ServiceError(f"process {process['pid']} is still there 10 s after SIGKILL: {' '.join(process['argv'][:1])}")
 
 
@@ -81,10 +100,10 @@ def end(process: Process, sign: int, seconds: float) -> None:
     """Ask it to end with a signal; after so many seconds it is killed."""
     if not alive(process):
         return
-    family = _tree(process)
-    _signal_all(family[:1], sign)
+    members = family(process)
+    _signal_all(members[:1], sign)
     thaw(process)
-    if not wait_for(lambda: not any(_runs(*one) for one in family), seconds):
+    if not wait_for(lambda: not any(runs(*one) for one in members), seconds):
         kill(process)
 
 
@@ -160,13 +179,6 @@ def _is_free(port: int) -> bool:
     return True
 
 
-def _runs(pid: int, started: int) -> bool:
-    if pid in _children:
-        _children[pid].poll()
-    state, _, since = _stat(pid)
-    return since == started and state not in "ZX"
-
-
 def _stat(pid: int) -> tuple[str, int, int]:
     """State, parent and start time; ("X", 0, 0) for a process that is gone."""
     try:
@@ -177,19 +189,8 @@ def _stat(pid: int) -> tuple[str, int, int]:
     return fields[0], int(fields[1]), int(fields[19])
 
 
-def _tree(process: Process) -> list[tuple[int, int]]:
-    """The process and all it started, parents first."""
-    if not alive(process):
-        return []
-    everything = {int(entry.name): _stat(int(entry.name)) for entry in Path("/proc").iterdir() if entry.name.isdigit()}
-    family = [process["pid"]]
-    for parent in family:
-        family += [pid for pid, (_, its_parent, _) in everything.items() if its_parent == parent]
-    return [(pid, everything[pid][2]) for pid in family if pid in everything]
-
-
-def _signal_all(family: list[tuple[int, int]], sign: int) -> None:
-    for pid, started in family:
+def _signal_all(members: list[tuple[int, int]], sign: int) -> None:
+    for pid, started in members:
         if _stat(pid)[2] == started:
             try:
                 os.kill(pid, sign)

@@ -29,11 +29,12 @@ def up(home: Path, names: Sequence[str] = NAMES) -> Services:
     """
     with state.locked(home):
         services = state.load(home)
-        install.packages([package for name in names if name not in services for package in KINDS[name].missing()])
-        for name in names:
+        failed = _install(names)
+        possible = [name for name in names if not KINDS[name].missing()]
+        for name in possible:
             if name not in services:
                 shutil.rmtree(home / name, ignore_errors=True)
-        failed = _each(names, lambda name: _up(home, name, services))
+        failed += _each(possible, lambda name: _up(home, name, services))
         _raise(failed)
         return {name: services[name] for name in names}
 
@@ -104,6 +105,15 @@ def _each(names: Sequence[str], act: Callable[[str], None]) -> list[str]:
             except ServiceError as error:
                 failed.append(str(error))
     return failed
+
+
+def _install(names: Sequence[str]) -> list[str]:
+    """Install what these servers need; the sentence of why that cannot be."""
+    try:
+        install.packages([package for name in names for package in KINDS[name].missing()])
+    except ServiceError as error:
+        return [str(error)]
+    return []
 
 
 def _up(home: Path, name: str, services: Services) -> None:

@@ -23,7 +23,7 @@ class Watched(msgspec.Struct, frozen=True):
     position_s: int
 
 
-@event("bench.counted", key="user")
+@event("bench.counted", key="user", topic="bench-counts")
 class Counted(msgspec.Struct, frozen=True):
     """What a handler emits."""
 

@@ -109,13 +109,13 @@ def _environment(folder: Path) -> dict[str, str]:
     }
 
 
-def _opened(bank: Bank) -> Account:
+def opened(bank: Bank) -> Account:
     account = Account()
     bank.save(account)
     return account
 
 
-def _deposit(bank: Bank, account: Account, events: int) -> None:
+def deposit(bank: Bank, account: Account, events: int) -> None:
     for n in range(events):
         account.deposit(n, TEXT)
     bank.save(account)
@@ -133,12 +133,12 @@ def save_100(folder: Path, events: int) -> Measured:
 
 def _save(folder: Path, events: int, per_save: int) -> Measured:
     with Bank(env=_environment(folder)) as bank:
-        account, warm = _opened(bank), warm_up(events, per_save)
+        account, warm = opened(bank), warm_up(events, per_save)
         for _ in range(warm):
-            _deposit(bank, account, per_save)
+            deposit(bank, account, per_save)
         began = time.perf_counter()
         for _ in range(events // per_save):
-            _deposit(bank, account, per_save)
+            deposit(bank, account, per_save)
         rate = events // per_save * per_save / (time.perf_counter() - began)
         return _measured(bank, rate, (events // per_save + warm) * per_save + 1)
 
@@ -150,22 +150,22 @@ def save_64_tasks(folder: Path, events: int) -> Measured:
 
 def _save_in_turn(folder: Path, events: int) -> Measured:
     with Bank(env=_environment(folder)) as bank:
-        accounts = [_opened(bank) for _ in range(WRITERS)]
+        accounts = [opened(bank) for _ in range(WRITERS)]
         began = time.perf_counter()
         for _ in range(events // WRITERS):
             for account in accounts:
-                _deposit(bank, account, 1)
+                deposit(bank, account, 1)
         rate = events // WRITERS * WRITERS / (time.perf_counter() - began)
         return _measured(bank, rate, (events // WRITERS + 1) * WRITERS, "one after the other")
 
 
 def _save_in_threads(folder: Path, events: int) -> Measured:
     with Bank(env=_environment(folder)) as bank, ThreadPoolExecutor(WRITERS) as threads:
-        accounts = [_opened(bank) for _ in range(WRITERS)]
+        accounts = [opened(bank) for _ in range(WRITERS)]
 
         def writer(account: Account) -> None:
             for _ in range(events // WRITERS):
-                _deposit(bank, account, 1)
+                deposit(bank, account, 1)
 
         began = time.perf_counter()
         list(threads.map(writer, accounts))
@@ -177,8 +177,8 @@ def rehydrate(folder: Path, events: int) -> Measured:
     """Load an aggregate of so many events."""
     environment = _environment(folder)
     with Bank(env=environment) as bank:
-        account = _opened(bank)
-        _deposit(bank, account, events)
+        account = opened(bank)
+        deposit(bank, account, events)
     with Bank(env=environment) as bank:
         began = time.perf_counter()
         for _ in range(LOADS):
@@ -192,7 +192,7 @@ def project(folder: Path, events: int) -> Measured:
     """Build a table of balances with a Follower, which handles and commits one event after the other."""
     accounts, each = spread(events)
     with Bank(env=_environment(folder)) as bank, Balances(env=_environment(folder)) as balances:
-        _fill(bank, [_opened(bank) for _ in range(accounts)], each)
+        _fill(bank, [opened(bank) for _ in range(accounts)], each)
         balances.follow(bank.name, bank.notification_log)
         began = time.perf_counter()
         balances.pull_and_process(bank.name)

@@ -1,8 +1,8 @@
 """URLs to logs: a store by itself, or a broker with a store beside it.
 
-    sqlite:///video.db                            the store is the log
-    amqp://…, kafka://…   store="postgresql://…"  the broker is the log; retries, timers, streams in the store (paired.py)
-    amqp://…, kafka://…   store=None              the broker alone, with what it can do itself (direct.py)
+sqlite:///video.db                            the store is the log
+amqp://…, kafka://…   store="postgresql://…"  the broker is the log; retries, timers, streams in the store (paired.py)
+amqp://…, kafka://…   store=None              the broker alone, with what it can do itself (direct.py)
 """
 
 import importlib
@@ -12,7 +12,7 @@ from trilogue.ports import Broker, Store
 from trilogue.stores import open_store
 from trilogue.urls import redacted, split
 
-__all__ = ["DEFAULT_STORE", "open_broker", "open_log"]
+__all__ = ["DEFAULT_STORE", "is_broker", "open_broker", "open_log"]
 
 DEFAULT_STORE = "sqlite:///trilogue.db"
 _ADAPTERS = {
@@ -28,7 +28,7 @@ def open_log(url: str, *, store: str | None = DEFAULT_STORE) -> Store:
 
     Raises UnknownScheme, Unsupported, BadOption; each names what would be right.
     """
-    if split(url).scheme not in _ADAPTERS:
+    if not is_broker(url):
         if store != DEFAULT_STORE:
             raise BadOption(f"{redacted(url)!r} is a store itself: store= belongs beside amqp:// and kafka:// only")
         return open_store(url)
@@ -37,11 +37,16 @@ def open_log(url: str, *, store: str | None = DEFAULT_STORE) -> Store:
         from trilogue.brokers.direct import Direct
 
         return Direct(broker)
-    if split(store).scheme in _ADAPTERS:
+    if is_broker(store):
         raise BadOption(f"store={redacted(store)!r} is a broker: expected sqlite:///file.db, postgresql://… or memory://")
     from trilogue.brokers.paired import Paired
 
     return Paired(broker, open_store(store))
+
+
+def is_broker(url: str) -> bool:
+    """Whether a URL names a broker, beside which there may be a store; raises BadOption for what is no URL."""
+    return split(url).scheme in _ADAPTERS
 
 
 def open_broker(url: str) -> Broker:

@@ -1,6 +1,7 @@
 """Which log a command works on, and which of its groups: the part all commands share.
 
---url sqlite:///video.db   or   TRILOGUE_URL   or   sqlite:///trilogue.db
+--url sqlite:///video.db   or   TRILOGUE_URL    or   sqlite:///trilogue.db
+--store postgresql://…     or   TRILOGUE_STORE  or   sqlite:///trilogue.db        beside a broker; `none`: the broker alone
 """
 
 from collections.abc import AsyncIterator, Iterable
@@ -12,9 +13,9 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from trilogue.brokers import DEFAULT_STORE, open_log
 from trilogue.errors import Unavailable, UnknownEvent, Unsupported
 from trilogue.ports import Feature, GroupStatus, Query, Status, Store
-from trilogue.stores import open_store
 from trilogue.stores.store import SqlStore
 
 DEFAULT_URL = "sqlite:///trilogue.db"
@@ -22,14 +23,30 @@ DEFAULT_URL = "sqlite:///trilogue.db"
 Json = Annotated[bool, Parameter(name="--json", help="Print JSON for programs.")]
 GroupName = Annotated[str | None, Parameter(name="--group", help="Only this group.")]
 _URL = Parameter(env_var="TRILOGUE_URL", help="Where the log is.", show_default=True)
+_STORE = Parameter(
+    env_var="TRILOGUE_STORE", help=f"The store beside amqp:// or kafka://, {DEFAULT_STORE} if not given; none: without one."
+)
+NO_STORE = "none"
 
 
 @Parameter(name="*")
 @dataclass(frozen=True)
 class Log:
-    """Where the log is."""
+    """Where the log is. store: what stands beside a broker; not given: the default, "none": nothing."""
 
     url: Annotated[str, _URL] = DEFAULT_URL
+    store: Annotated[str | None, _STORE] = None
+
+    def open(self) -> Store:
+        """The Store behind the URL, not opened yet; raises a WiringError."""
+        return open_log(self.url, store=self.beside)
+
+    @property
+    def beside(self) -> str | None:
+        """The URL of the store beside a broker, as open_log() takes it."""
+        if self.store is None:
+            return DEFAULT_STORE
+        return None if self.store == NO_STORE else self.store
 
 
 DEFAULT_LOG = Log()
@@ -41,7 +58,7 @@ async def opened(log: Log, *, create: bool = False) -> AsyncIterator[Store]:
 
     create: whether a file that is not there is made; otherwise Unavailable is raised and nothing is left behind.
     """
-    store = open_store(log.url)
+    store = log.open()
     _check_reachable(store, create)
     await store.open()
     try:

@@ -1,21 +1,15 @@
 """Prove every promise against a URL, each on a log of its own.
 
-sqlite:///video.db ──▶ folder/trilogue-check-…/<promise>.db, removed afterwards; the file of the URL is not touched
+sqlite:///video.db ──▶ folder/trilogue-certify-…/<promise>.db, removed afterwards; what the URL names is not touched
 """
 
-import contextlib
-import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
-from urllib.parse import quote, unquote, urlsplit
 
+from trilogue.brokers import DEFAULT_STORE, is_broker, open_log
+from trilogue.conformance.places import broker_place, folder_beside, removed, store_place
 from trilogue.conformance.tools import PROMISES, Promise, Skipped
-from trilogue.errors import Unavailable
-from trilogue.stores import open_store
-
-LEASE_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,36 +21,28 @@ class Outcome:
     reason: str = ""
 
 
-async def check(url: str, promises: Sequence[Promise] = PROMISES) -> AsyncIterator[Outcome]:
-    """Prove promises against the kind of store behind a URL, one after the other; yields each Outcome as it is known.
+async def check(url: str, promises: Sequence[Promise] = PROMISES, *, store: str | None = DEFAULT_STORE) -> AsyncIterator[Outcome]:
+    """Prove promises against the kind of log behind a URL, one after the other; yields each Outcome as it is known.
 
-    url: memory:// or sqlite:///file.db; proofs run on files of their own beside that file, with a lease of half a second.
+    url, store: as App() takes them. Proofs run beside what they name: in files of their own, in a schema of their own, with
+    queues and topics of their own, with leases of about a second.
     Raises a WiringError for a URL that is none, Unavailable for a place that cannot be written.
     """
-    open_store(url)
-    with _logs(url) as log_of:
+    open_log(url, store=store)
+    behind = store if is_broker(url) else url
+    with folder_beside(behind) as folder:
         for promise in promises:
-            yield await _outcome(promise, log_of(promise))
+            yield await _outcome(promise, url, store, folder)
 
 
-@contextlib.contextmanager
-def _logs(url: str) -> Iterator[Callable[[Promise], str]]:
-    """For each promise the URL of an empty log of its own."""
-    parts = urlsplit(url.strip())
-    if parts.scheme != "sqlite":
-        yield lambda _: url
-        return
-    beside = Path(unquote(parts.path[1:])).expanduser().absolute().parent
-    options = "&".join(option for option in parts.query.split("&") if option and not option.startswith("lease_s="))
-    if not beside.is_dir():
-        raise Unavailable(f"folder {beside} does not exist: create it, or use another path in the URL")
-    with tempfile.TemporaryDirectory(prefix="trilogue-check-", dir=beside) as folder:
-        yield lambda promise: f"sqlite:///{quote(folder)}/{promise.name}.db?lease_s={LEASE_S}&{options}"
-
-
-async def _outcome(promise: Promise, url: str) -> Outcome:
+async def _outcome(promise: Promise, url: str, store: str | None, folder: str) -> Outcome:
+    if is_broker(url):
+        place, beside = broker_place(url), None if store is None else store_place(store, folder, promise.name)
+    else:
+        place, beside = store_place(url, folder, promise.name), DEFAULT_STORE
     try:
-        await promise.keep(lambda: open_store(url))
+        async with removed(place, beside if is_broker(url) else None):
+            await promise.keep(lambda: open_log(place, store=beside))
     except Skipped as missing:
         return Outcome(promise, "skipped", str(missing))
     except Exception as error:  # whatever goes wrong, the promise is not kept

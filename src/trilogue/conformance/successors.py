@@ -22,7 +22,7 @@ from trilogue.errors import UnknownEvent
 from trilogue.ports import Feature, Store
 
 
-@promise(Feature.EFFECTS)
+@promise(Feature.PROJECTIONS)
 async def promise_a_successor_is_quiet_where_the_other_was(make_store: MakeStore) -> None:
     """A group in the place of another replays what that one had finished beyond its start; what was still out there is lost."""
     async with Bench(make_store) as bench:
@@ -49,7 +49,7 @@ async def promise_a_successor_is_quiet_where_the_other_was(make_store: MakeStore
         await raises(UnknownEvent, store.transact(lambda tx: tx.drop_group("young")), "dropping it again")
 
 
-@promise(Feature.EFFECTS)
+@promise(Feature.PROJECTIONS)
 async def promise_binding_an_existing_group_makes_none(make_store: MakeStore) -> None:
     """A worker that binds a group which has gone makes no new one; where it is there, it is paused and held for as usual."""
     async with Bench(make_store) as bench:

@@ -7,14 +7,14 @@ from trilogue.events import Record
 from trilogue.gate import NEVER_US, HeldRow
 from trilogue.ports import SLOTS
 from trilogue.stores.groups import DEAD, PARKED, READY
-from trilogue.stores.log import COLUMNS, Types, numbers, record_of
+from trilogue.stores.log import COLUMNS, Types, numbers, record_of, unpack
 from trilogue.stores.writer import Sql
 
 RUN_RECORDS = 200
 SCAN_POSITIONS = 50_000
 _HELD = (
-    f"select h.slot, h.due_us, h.attempt, h.state, {', '.join('r.' + column for column in COLUMNS.split(', '))} "
-    "from trilogue_held h join trilogue_records r on r.position = h.position"
+    f"select h.slot, h.due_us, h.attempt, h.state, h.position, h.record, {', '.join('r.' + c for c in COLUMNS.split(', '))} "
+    "from trilogue_held h left join trilogue_records r on r.position = h.position and h.record is null"
 )
 
 
@@ -56,6 +56,15 @@ def held_index(
     return [(key, slot, NEVER_US if state == PARKED else due) for key, slot, state, due, _ in keys], loose
 
 
+def held_after(sql: Sql, group_id: int, after: int, *, limit: int) -> list[tuple[int, int, str | None, int]]:
+    """The rows (position, slot, key, due) that came to a broker's group beyond a position; NEVER_US where nobody retries."""
+    rows = sql.rows(
+        "select position, slot, key, state, due_us from trilogue_held where group_id = ? and position > ? order by position limit ?",
+        (group_id, after, limit),
+    )
+    return [(position, slot, key, due if state == READY else NEVER_US) for position, slot, key, state, due in rows]
+
+
 def held_of_key(sql: Sql, types: Types, group_id: int, slot: int, key: str, *, limit: int) -> list[HeldRow]:
     """The first held rows of a key, in order."""
     rows = sql.rows(
@@ -63,6 +72,17 @@ def held_of_key(sql: Sql, types: Types, group_id: int, slot: int, key: str, *, l
         (group_id, slot, key, min(limit, RUN_RECORDS)),
     )
     return [_held_row(sql, types, row) for row in rows]
+
+
+def held_of_keys(
+    sql: Sql, types: Types, group_id: int, keys: Sequence[tuple[int, str]], *, limit: int
+) -> list[list[HeldRow]]:
+    """The first held rows of each (slot, key), one at least of each that has any, `limit` of all."""
+    found: list[list[HeldRow]] = []
+    for left, (slot, name) in zip(range(len(keys) - 1, -1, -1), keys, strict=True):
+        room = limit - sum(map(len, found)) - left
+        found.append(held_of_key(sql, types, group_id, slot, name, limit=room))
+    return found
 
 
 def held_at(sql: Sql, types: Types, group_id: int, positions: Sequence[int], now_us: int) -> list[HeldRow]:
@@ -73,5 +93,6 @@ def held_at(sql: Sql, types: Types, group_id: int, positions: Sequence[int], now
 
 
 def _held_row(sql: Sql, types: Types, row: Any) -> HeldRow:
-    slot, due_us, attempt, state = row[:4]
-    return HeldRow(record_of(sql, types, row[4:]), slot, due_us, attempt, state == PARKED)
+    slot, due_us, attempt, state, position, body = row[:6]
+    record = record_of(sql, types, row[6:]) if body is None else unpack(body, position)
+    return HeldRow(record, slot, due_us, attempt, state == PARKED)

@@ -14,7 +14,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import apsw
 
@@ -36,6 +36,7 @@ from trilogue.stores.transaction import SqlTransaction
 from trilogue.stores.userdb import read_only
 from trilogue.stores.writer import Sql, Writer
 
+T = TypeVar("T")
 QUERY_S = 30.0
 STEPS_PER_CHECK = 100_000
 
@@ -114,7 +115,12 @@ class Database:
             except Exception as error:
                 raise translate(error, self.path) from error
 
-    async def look(self, run: Callable[[Sql, log.Types], Any]) -> Any:
+    async def glance(self, run: Callable[[Sql, log.Types], T]) -> T:
+        """Read what takes microseconds, on the event loop itself: a thread would cost more than the look."""
+        with self.reading():
+            return run(self.sql, self.types)
+
+    async def look(self, run: Callable[[Sql, log.Types], T]) -> T:
         """Read what may take long, in a thread and on a connection of its own."""
         self.check_open()
         if self.in_memory:
@@ -122,7 +128,7 @@ class Database:
                 return run(self.sql, self.types)
         return await asyncio.to_thread(self._look_in_thread, run)
 
-    def _look_in_thread(self, run: Callable[[Sql, log.Types], Any]) -> Any:
+    def _look_in_thread(self, run: Callable[[Sql, log.Types], T]) -> T:
         with self._slow_lock:
             try:
                 # One snapshot for all of it: what one statement found must still be true when the next one runs.
@@ -169,7 +175,7 @@ class Database:
         finally:
             connection.close()
 
-    def version(self) -> int:
+    async def version(self) -> Any:
         """A number that is another one after every commit on another connection, our writer's included."""
         with self.reading():
             version: int = self._reader.pragma("data_version")

@@ -10,7 +10,7 @@ from typing import Any
 from trilogue.events import Record
 from trilogue.ports import DeadLetter
 from trilogue.stores.groups import DEAD, PARKED, READY, group_id_of
-from trilogue.stores.log import COLUMNS, Types, record_of
+from trilogue.stores.log import COLUMNS, Types, record_of, unpack
 from trilogue.stores.writer import Sql
 
 _PAGE = 10_000
@@ -20,9 +20,10 @@ def listed(sql: Sql, types: Types, group: str | None, *, after: int, limit: int)
     """Dead letters by position, of one group or of all."""
     where = "" if group is None else f"and h.group_id = {group_id_of(sql, group)}"
     rows = sql.rows(
-        "select g.name, h.state, h.attempt, h.error, h.traceback, h.failed_us, "
+        "select g.name, h.state, h.attempt, h.error, h.traceback, h.failed_us, h.position, h.record, "
         + ", ".join("r." + column for column in COLUMNS.split(", "))
-        + " from trilogue_held h join trilogue_groups g on g.id = h.group_id join trilogue_records r on r.position = h.position "
+        + " from trilogue_held h join trilogue_groups g on g.id = h.group_id "
+        "left join trilogue_records r on r.position = h.position and h.record is null "
         f"where h.state > {READY} and h.position > ? {where} order by h.position, g.name limit ?",
         (after, max(0, min(limit, _PAGE))),
     )
@@ -30,8 +31,8 @@ def listed(sql: Sql, types: Types, group: str | None, *, after: int, limit: int)
 
 
 def _letter(sql: Sql, types: Types, row: Any) -> DeadLetter:
-    group, state, attempt, error, traceback, failed_us = row[:6]
-    record = record_of(sql, types, row[6:])
+    group, state, attempt, error, traceback, failed_us, position, body = row[:8]
+    record = record_of(sql, types, row[8:]) if body is None else unpack(body, position)
     return DeadLetter(group, record, attempt, error or "", traceback or "", failed_us or 0, parked=state == PARKED)
 
 

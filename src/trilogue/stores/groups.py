@@ -12,10 +12,11 @@ import msgspec
 from trilogue.errors import UnknownEvent, Unsupported
 from trilogue.events import Group
 from trilogue.ports import SLOTS, Db, SeekTo
-from trilogue.stores.log import newest, oldest, position_at
+from trilogue.stores.log import newest, oldest, position_at, unpack
 from trilogue.stores.writer import Sql
 
 READY, PARKED, DEAD = 0, 1, 2
+OF_A_BROKERS_GROUP = ("lane", "seen", "replay")  # what else is kept of one, as inbox.py says
 
 
 def bind(sql: Sql, groups: Sequence[Group], now_us: int) -> None:
@@ -23,6 +24,8 @@ def bind(sql: Sql, groups: Sequence[Group], now_us: int) -> None:
     for group in groups:
         patterns = msgspec.json.encode(group.patterns).decode()
         there = sql.rows("select id, app, patterns, ordered, has_effects from trilogue_groups where name = ?", (group.name,))
+        if there:
+            _check_log(sql, there[0][0], group)
         if not there and group.start == "existing":
             continue
         if not there:
@@ -37,18 +40,33 @@ def bind(sql: Sql, groups: Sequence[Group], now_us: int) -> None:
                 _reorder(sql, there[0][0], ordered=group.ordered)
 
 
+def _check_log(sql: Sql, group_id: int, group: Group) -> None:
+    """A group reads the log of this store or a broker's: its positions would mean two things."""
+    is_inbox = sql.rows("select inbox from trilogue_groups where id = ?", (group_id,))[0][0] is not None
+    if is_inbox != group.inbox:
+        now, was = ("a broker", "this store itself") if group.inbox else ("this store", "a broker, beside which this store stands")
+        raise Unsupported(
+            f"group {group.name!r} is to read the log of {now}, and has read that of {was}: give the App the URL it had, give "
+            f"the handler another group=, or forget what it did with `trilogue groups drop {group.name}`"
+        )
+
+
 def _reorder(sql: Sql, group_id: int, *, ordered: bool) -> None:
     """Held rows carry a key exactly where order matters."""
     key = "(select r.key from trilogue_records r where r.position = trilogue_held.position)" if ordered else "null"
     sql.rows(f"update trilogue_held set key = {key} where group_id = ?", (group_id,))
+    if ordered:
+        bodies = sql.rows("select position, record from trilogue_held where group_id = ? and record is not null", (group_id,))
+        keys = [(unpack(body, position).key, group_id, position) for position, body in bodies]
+        sql.many("update trilogue_held set key = ? where group_id = ? and position = ?", keys)
 
 
 def create(sql: Sql, group: Group, cursor: int, now_us: int) -> None:
     """A new group whose slots all stand at one cursor."""
     patterns = msgspec.json.encode(group.patterns).decode()
     sql.rows(
-        "insert into trilogue_groups (name, app, patterns, ordered, has_effects, bound_us) values (?, ?, ?, ?, ?, ?)",
-        (group.name, group.app, patterns, group.ordered, group.has_effects, now_us),
+        "insert into trilogue_groups (name, app, patterns, ordered, has_effects, bound_us, inbox) values (?, ?, ?, ?, ?, ?, ?)",
+        (group.name, group.app, patterns, group.ordered, group.has_effects, now_us, 0 if group.inbox else None),
     )
     group_id = group_id_of(sql, group.name)
     sql.many(
@@ -165,6 +183,7 @@ def drop(sql: Sql, name: str) -> None:
     group_id = group_id_of(sql, name)
     for table in ("held", "slots", "members"):
         sql.rows(f"delete from trilogue_{table} where group_id = ?", (group_id,))
+    sql.rows("delete from trilogue_state where owner in (?, ?, ?)", tuple(f"{what}:{name}" for what in OF_A_BROKERS_GROUP))
     sql.rows("delete from trilogue_groups where id = ?", (group_id,))
 
 

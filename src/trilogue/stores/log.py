@@ -147,6 +147,23 @@ def record_of(sql: Sql, types: Types, row: Any) -> Record:
     )  # fmt: skip
 
 
+_packer = msgspec.msgpack.Encoder()
+_unpacker = msgspec.msgpack.Decoder(Record)
+
+
+def pack(record: Record) -> bytes:
+    """A whole record as it is kept in a held row of a broker's group."""
+    return _packer.encode(record)
+
+
+def unpack(body: bytes, position: int) -> Record:
+    """The record of a held row. Its position is that of the row, by which it is redriven or dropped; on Kafka the
+    extension `offset` says where it is there."""
+    record = _unpacker.decode(body)
+    extensions = record.extensions if record.topic is None else {**(record.extensions or {}), "offset": record.position}
+    return msgspec.structs.replace(record, position=position, extensions=extensions)
+
+
 def read(sql: Sql, types: Types, query: Query) -> list[Record]:
     """One page of records."""
     where, values = _conditions(sql, types, query)

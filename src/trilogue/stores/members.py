@@ -23,7 +23,10 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Attendance:
-    """What a worker learns when it reports for a group. slots: (slot, epoch, cursor, quiet_to) it owns now."""
+    """What a worker learns when it reports for a group. slots: (slot, epoch, cursor, quiet_to) it owns now.
+
+    inbox: the position last given to a held record of a broker's group.
+    """
 
     group_id: int
     epoch: int
@@ -31,6 +34,7 @@ class Attendance:
     paused: bool
     share: int
     slots: Sequence[tuple[int, int, int, int]]
+    inbox: int | None = None
 
 
 def attend(
@@ -59,12 +63,13 @@ def attend(
         sql.rows("update trilogue_groups set revision = revision + 1 where id = ?", (group_id,))
     if taken:
         sql.rows("update trilogue_groups set epoch = epoch + 1 where id = ?", (group_id,))
-    epoch, revision, paused = sql.rows("select epoch, revision, paused from trilogue_groups where id = ?", (group_id,))[0]
+    select = "select epoch, revision, paused, inbox from trilogue_groups where id = ?"
+    epoch, revision, paused, inbox = sql.rows(select, (group_id,))[0]
     slots = sql.rows(
         "select slot, epoch, cursor, quiet_to from trilogue_slots where group_id = ? and owner = ?",
         (group_id, member.name),
     )
-    return Attendance(group_id, epoch, revision, bool(paused), share, slots)
+    return Attendance(group_id, epoch, revision, bool(paused), share, slots, inbox)
 
 
 def _bury(sql: Sql, group_id: int, member: Member, now_us: int, lease_us: int) -> bool:

@@ -24,7 +24,10 @@ _HIDDEN = (
     "and r.version < json_extract(cast(s.body as text), '$.first'))"
 )
 _UNTAGGED = "(more is null or coalesce(json_array_length(cast(more as text), '$[3]'), 0) = 0)"
-_HELD = "exists (select 1 from trilogue_groups g join trilogue_held h on h.group_id = g.id and h.position = r.position)"
+_HELD = (
+    "exists (select 1 from trilogue_groups g join trilogue_held h on h.group_id = g.id and h.position = r.position "
+    "where g.inbox is null)"
+)
 
 
 def floor_of(sql: Sql, *, before_us: int | None, keep: int | None, needed: int | None) -> int:
@@ -62,7 +65,8 @@ def trim(sql: Sql, start: int, floor: int, *, force: bool, streams: bool) -> tup
 
 def _remove(sql: Sql, rows: list[Any], *, force: bool) -> None:
     if force:  # what is held of a record that is gone could never be handed out again, nor be finished
-        sql.rows(f"delete from trilogue_held where position in ({numbers(row[0] for row in rows)})")
+        gone = numbers(row[0] for row in rows)
+        sql.rows(f"delete from trilogue_held where record is null and position in ({gone})")
     sql.many("delete from trilogue_places where slot = ? and position = ?", [(slot, position) for position, slot, *_ in rows])
     traces = [(correlation, position) for position, _, correlation, *_ in rows if correlation is not None]
     sql.many("delete from trilogue_traces where correlation = ? and position = ?", traces)

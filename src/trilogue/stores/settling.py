@@ -199,7 +199,12 @@ def _write_held(sql: Sql, group_id: int, settlements: Iterable[Settlement], now_
 
 def _held_values(group_id: int, key: str | None, settlement: Settlement, now_us: int) -> tuple[Any, ...]:
     delivery = settlement.delivery
-    state, due_us, attempt = READY, 0, delivery.attempt
+    return (group_id, delivery.record.position, delivery.lease.slot, key, *held_as(settlement, now_us))
+
+
+def held_as(settlement: Settlement, now_us: int) -> tuple[Any, ...]:
+    """The state, due_us, attempt, failed_us, error and traceback of a held row."""
+    state, due_us, attempt = READY, 0, settlement.delivery.attempt
     failed_us: int | None = now_us
     if settlement.verdict == "retry":
         due_us, attempt = now_us + settlement.after_us, attempt + settlement.charged
@@ -207,18 +212,8 @@ def _held_values(group_id: int, key: str | None, settlement: Settlement, now_us:
         state = PARKED if settlement.park else DEAD
     else:
         failed_us = None
-    return (
-        group_id,
-        delivery.record.position,
-        delivery.lease.slot,
-        key,
-        state,
-        due_us,
-        attempt,
-        failed_us,
-        _text(settlement.error[:ERROR_CHARS]),
-        _text(settlement.traceback[-TRACEBACK_CHARS:]),
-    )
+    error, traceback = _text(settlement.error[:ERROR_CHARS]), _text(settlement.traceback[-TRACEBACK_CHARS:])
+    return state, due_us, attempt, failed_us, error, traceback
 
 
 def _text(text: str) -> str | None:

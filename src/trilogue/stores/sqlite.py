@@ -31,7 +31,7 @@ except ImportError:  # Windows: no flock, SQLite's own locks must do
     fcntl = None  # type: ignore[assignment]
 
 APPLICATION_ID = 0x7472696C  # "tril"
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 BUSY_MS = 10_000
 WAL_PAGES = 4_000
 WAL_BYTES = 4 << 30

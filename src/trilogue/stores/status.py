@@ -225,10 +225,11 @@ def handled(sql: Sql, types: Types, group: str, position: int) -> bool:
         raise UnknownEvent(f"there is no record at position {position}")
     slot, kind = found[0]
     _check_reads(sql, types, group, group_id, kind)
+    # The cursor first: what moves it writes the row in the same transaction, which is then there to be seen.
+    cursor: Any = sql.rows("select cursor from trilogue_slots where group_id = ? and slot = ?", (group_id, slot))[0][0]
     held = sql.rows("select state, error from trilogue_held where group_id = ? and position = ?", (group_id, position))
     if held and held[0][0] != READY:
         raise HandlerFailed(f"group {group!r} gave up on position {position}: {held[0][1]}; see `trilogue dead show {position}`")
-    cursor: Any = sql.rows("select cursor from trilogue_slots where group_id = ? and slot = ?", (group_id, slot))[0][0]
     return bool(not held and cursor >= position)
 
 

@@ -46,12 +46,14 @@ from trilogue.stores import append, dead, groups, log, retention, status, stream
 from trilogue.stores.database import Database
 from trilogue.stores.transaction import whole
 from trilogue.stores.worker import Worker
-from trilogue.stores.writer import Sql
+from trilogue.stores.writer import Sql, resolve
 
 T = TypeVar("T")
 INLINE_RECORDS = 200
 POLL_S = 0.005
 WATCH_BACKOFF_S = 1.0
+_IN_A_FILE = frozenset(Feature) - {Feature.MACHINES, Feature.OWN_TRANSACTION}
+_IN_MEMORY = _IN_A_FILE - {Feature.PERSISTENT, Feature.SHARED}
 
 logger = logging.getLogger("trilogue")
 
@@ -72,8 +74,7 @@ class SqlStore:
         self.url = url
         self.in_memory = path == ":memory:"
         self.durability: Durability = "memory" if self.in_memory else "os-crash"
-        file_only = {Feature.PERSISTENT, Feature.SHARED}
-        self.features = frozenset(set(Feature) - file_only if self.in_memory else set(Feature))
+        self.features = _IN_MEMORY if self.in_memory else _IN_A_FILE
         self.lease_us = round(lease_s * 1_000_000)
         self.payload_bytes = payload_bytes
         self._wal_limit = wal_bytes
@@ -91,9 +92,8 @@ class SqlStore:
             self.path, self.url, wal_limit=self._wal_limit, payload_bytes=self.payload_bytes, scheduled=self._scheduled
         )
         self.path = self._db.path
-        self._version = self._db.version()
-        with self._db.reading():
-            self._next_timer_us = timers.next_us(self._db.sql)
+        self._version = await self._db.version()
+        self._next_timer_us = await self._db.glance(lambda sql, _: timers.next_us(sql))
         self._worker = Worker(self._db, lease_us=self.lease_us, payload_bytes=self.payload_bytes)
         self._attend_at = 0.0
         self._watching = asyncio.create_task(self._watch(), name="trilogue watch")
@@ -144,7 +144,7 @@ class SqlStore:
 
         def finish(outcomes: Any, error: Exception | None) -> None:
             for n, (_, future) in enumerate(appends):
-                _resolve(future, error or outcomes[n])
+                resolve(future, error or outcomes[n])
             self._worker.wake_all()
 
         try:
@@ -168,10 +168,8 @@ class SqlStore:
         """One page of records."""
         db = self._opened()
         if query.limit <= INLINE_RECORDS and _is_short(query):
-            with db.reading():
-                return log.read(db.sql, db.types, query)
-        records: list[Record] = await db.look(lambda sql, types: log.read(sql, types, query))
-        return records
+            return await db.glance(lambda sql, types: log.read(sql, types, query))
+        return await db.look(lambda sql, types: log.read(sql, types, query))
 
     # ── noticing ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -194,10 +192,10 @@ class SqlStore:
                     await asyncio.sleep(WATCH_BACKOFF_S)
 
     async def _notice(self) -> None:
-        version = self._db.version()
+        version = await self._db.version()
         if version != self._version:
             self._version = version
-            self._look_again()
+            await self._look_again()
 
     async def _fire_due(self) -> None:
         if self._next_timer_us is not None and self._next_timer_us <= now_us() and self._worker.works:
@@ -210,16 +208,13 @@ class SqlStore:
             self._attend_at = time.monotonic() + self.lease_us / 3_000_000
             await worker.attend()
 
-    def _look_again(self) -> None:
-        with self._db.reading():
-            self._next_timer_us = timers.next_us(self._db.sql)
-            revisions = groups.revisions(self._db.sql) if self._worker.works else {}
+    async def _look_again(self) -> None:
+        self._next_timer_us, revisions = await self._db.glance(lambda sql, _: (timers.next_us(sql), groups.revisions(sql)))
         self._worker.look_again(revisions)
 
     async def _fire(self) -> None:
         await self._write(lambda sql: timers.fire(sql, self._db.writer_types, now_us()), rows=timers.FIRE_TIMERS)
-        with self._db.reading():
-            self._next_timer_us = timers.next_us(self._db.sql)
+        self._next_timer_us = await self._db.glance(lambda sql, _: timers.next_us(sql))
 
     # ── groups ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -260,19 +255,19 @@ class SqlStore:
         position = await self.transact(
             lambda db: groups.seek(tx.sql, group, to, into=into, emits=emits, reset=reset, db=db, now_us=now_us()), rows=1
         )
-        self._look_again()
+        await self._look_again()
         return position
 
     async def pause(self, group: str) -> None:
         """Lend nothing of this group until resume()."""
         await self._write(lambda sql: groups.set_paused(sql, group, True))
         self._worker.pause(group)
-        self._look_again()
+        await self._look_again()
 
     async def resume(self, group: str) -> None:
         """Undo pause()."""
         await self._write(lambda sql: groups.set_paused(sql, group, False))
-        self._look_again()
+        await self._look_again()
 
     async def drop_group(self, group: str) -> None:
         """Forget a group."""
@@ -310,13 +305,13 @@ class SqlStore:
     async def redrive(self, group: str, positions: Sequence[int] | None = None) -> int:
         """Handle dead letters again."""
         count: int = await self._write(lambda sql: dead.redrive(sql, group, positions))
-        self._look_again()
+        await self._look_again()
         return count
 
     async def drop_dead(self, group: str, positions: Sequence[int] | None = None) -> int:
         """Forget dead letters."""
         count: int = await self._write(lambda sql: dead.drop(sql, group, positions))
-        self._look_again()
+        await self._look_again()
         return count
 
     async def trim(
@@ -343,9 +338,7 @@ class SqlStore:
 
     async def handled(self, group: str, position: int) -> bool:
         """Whether a group has finished the record at a position."""
-        self._opened()
-        with self._db.reading():
-            return status.handled(self._db.sql, self._db.types, group, position)
+        return await self._opened().glance(lambda sql, types: status.handled(sql, types, group, position))
 
     async def finished_to(self, group: str) -> int:
         """The position up to which a group has read everything."""
@@ -396,14 +389,13 @@ class SqlStore:
         result: T = await self._write(lambda _: run(), rows=rows)
         if self._db.transaction.regrouped:
             self._db.transaction.regrouped = False
-            self._look_again()
+            await self._look_again()
         return result
 
     async def state(self, owner: str, id: str) -> bytes | None:
         """What an owner keeps under one id."""
-        db = self._opened()
-        with db.reading():
-            rows = db.sql.rows("select body from trilogue_state where owner = ? and id = ?", (owner, id))
+        select = "select body from trilogue_state where owner = ? and id = ?"
+        rows = await self._opened().glance(lambda sql, _: sql.rows(select, (owner, id)))
         return rows[0][0] if rows else None
 
     async def states(self, owner: str, *, after: str = "", limit: int = 1_000) -> list[State]:
@@ -427,9 +419,8 @@ class SqlStore:
     async def stream_version(self, stream: str) -> int:
         """The version of a stream; 0 if there is none."""
         version = "select max(version) from trilogue_records where stream = ?"
-        self._opened()
-        with self._db.reading():
-            return self._db.sql.rows(version, (stream,))[0][0] or 0
+        found: int = await self._opened().glance(lambda sql, _: sql.rows(version, (stream,))[0][0] or 0)
+        return found
 
     async def close_stream(self, stream: str, reason: str) -> int:
         """Let nothing be appended to a stream any more; returns its version."""
@@ -450,12 +441,3 @@ class SqlStore:
 def _is_short(query: Query) -> bool:
     """Whether an index leads to its records: such a look takes microseconds, less than handing it to a thread."""
     return query.types == ("#",) and query.key is None and query.correlation is None and len(query.tags) < 2
-
-
-def _resolve(future: "asyncio.Future[Any]", outcome: Any) -> None:
-    if future.done():
-        return
-    if isinstance(outcome, BaseException):
-        future.set_exception(outcome)
-    else:
-        future.set_result(outcome)

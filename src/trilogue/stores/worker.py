@@ -12,16 +12,18 @@ import time
 import uuid
 from collections.abc import Awaitable, Sequence
 from pathlib import Path
-from typing import Any
 
 from trilogue.errors import LeaseLost, Rejected, TrilogueError, UnknownEvent
-from trilogue.events import Delivery, Envelope, Group, InTransaction, Lease, Settlement, now_us
-from trilogue.gate import NEVER_US, Gate, Plan
+from trilogue.events import Delivery, Envelope, Group, InTransaction, Lease, Record, Settlement, now_us
+from trilogue.gate import NEVER_US, Gate, Generation, Plan
 from trilogue.stores import append, claiming, groups, log, members, settling
 from trilogue.stores.database import Database
-from trilogue.stores.writer import Again, Sql
+from trilogue.stores.writer import Again, Sql, resolve
 
 SCAN_BYTES = 16 << 20
+NOTICE_ROWS = 1_000
+_Held = tuple[list[tuple[str, int, int]], list[tuple[int, int, int]]]  # as claiming.held_index() tells it
+_Report = tuple[members.Attendance, _Held | None]
 
 
 class _Bound:
@@ -37,6 +39,7 @@ class _Bound:
         self.kinds: list[int] = []
         self.kinds_of = -1
         self.wake = asyncio.Event()
+        self.lent: list[Delivery] = []  # what a claim has lent so far: whoever asked may be cancelled, the next one takes them
         self.finished = 0
         self.finished_at = (time.monotonic(), 0)
 
@@ -138,32 +141,46 @@ class Worker:
             for slot in give_up[bound.group.name]:
                 bound.gate.disown(slot)
 
-        def report(sql: Sql) -> list[members.Attendance | None]:
-            return [
-                members.attend(
-                    sql,
-                    b.group.name,
-                    self._member,
-                    machine_us(),
-                    self.lease_us,
-                    give_up[b.group.name],
-                    b.gate.out,
-                    self._rate(b),
-                )
-                for b in working
-            ]
-
+        known = [(b.revision, {slot: lease.epoch for slot, lease in b.gate.leases.items()}) for b in working]
         generations = [bound.gate.generation for bound in working]
-        reports = await self._db.writer.submit(report, rows=64 * len(working))
-        for bound, generation, attendance in zip(working, generations, reports, strict=True):
-            if attendance is None:  # it was dropped: nothing of it is ours any more, and the other groups go on
-                bound.gate.reset()
-                bound.revision = None
-            elif bound.gate.generation is generation:
-                self._take_over(bound, attendance)
-            else:  # it began anew while the report was written: what the report says may be older than what was undone
-                self.attend_now.set()
-        self.wake_all()
+
+        def report(sql: Sql) -> list[_Report | None]:
+            return [self._reported(sql, b, give_up[b.group.name], *knew) for b, knew in zip(working, known, strict=True)]
+
+        def finish(reports: list[_Report | None] | None, error: Exception | None) -> None:
+            # At once, not when whoever waits for it wakes: what was settled later must not be in the gate before it.
+            for bound, generation, found in zip(working, generations, reports or (), strict=False):
+                self._learn(bound, generation, found)
+            self.wake_all()
+            resolve(done, error)
+
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._db.writer.post(report, finish, rows=64 * len(working))
+        await done
+
+    def _reported(
+        self, sql: Sql, bound: _Bound, give_up: Sequence[int], revision: int | None, epochs: dict[int, int]
+    ) -> _Report | None:
+        """Report for one group, and read what is held if that is not known; revision, epochs: what is known of it."""
+        attendance = members.attend(
+            sql, bound.group.name, self._member, machine_us(), self.lease_us, give_up, bound.gate.out, self._rate(bound)
+        )
+        if attendance is None:
+            return None
+        slots = [slot for slot, *_ in attendance.slots]
+        is_known = attendance.revision == revision and all(epochs.get(slot) == epoch for slot, epoch, *_ in attendance.slots)
+        if is_known or not slots:
+            return attendance, None
+        return attendance, claiming.held_index(sql, attendance.group_id, slots, ordered=bound.group.ordered)
+
+    def _learn(self, bound: _Bound, generation: Generation, found: _Report | None) -> None:
+        if found is None:  # it was dropped: nothing of it is ours any more, and the other groups go on
+            bound.gate.reset()
+            bound.revision = None
+        elif bound.gate.generation is generation:
+            self._take_over(bound, *found)
+        else:  # it began anew while the report was written: what the report says may be older than what was undone
+            self.attend_now.set()
 
     def _rate(self, bound: _Bound) -> float:
         at, finished = bound.finished_at
@@ -171,7 +188,7 @@ class Worker:
         bound.finished_at = (now, bound.finished)
         return (bound.finished - finished) / max(now - at, 0.001)
 
-    def _take_over(self, bound: _Bound, attendance: members.Attendance) -> None:
+    def _take_over(self, bound: _Bound, attendance: members.Attendance, held: _Held | None) -> None:
         """Bring the gate in line with what the store says we own."""
         gate = bound.gate
         owned = {slot: (epoch, cursor, quiet_to) for slot, epoch, cursor, quiet_to in attendance.slots}
@@ -183,12 +200,11 @@ class Worker:
             epoch, cursor, quiet_to = owned[slot]
             gate.own(Lease(slot, epoch, until_us, machine_us, quiet_to), cursor)
         gate.leave(set(sorted(owned, reverse=True)[: max(0, len(owned) - attendance.share)]))
-        stale = attendance.revision != bound.revision
         bound.group_id, bound.revision, bound.paused = attendance.group_id, attendance.revision, attendance.paused
         gate.epoch = attendance.epoch
-        if gate.leases and (fresh or stale):
-            with self._db.reading():
-                gate.learn_held(*claiming.held_index(self._db.sql, bound.group_id, list(gate.leases), ordered=gate.ordered))
+        if held is not None:
+            gate.learn_held(*held)
+            gate.scan = gate.scan if attendance.inbox is None else attendance.inbox  # what is known goes so far
         if any(gate.drained(slot) for slot in gate.leaving):
             self.attend_now.set()
 
@@ -201,11 +217,7 @@ class Worker:
         until = time.monotonic() + wait_s
         while True:
             bound.wake.clear()
-            try:
-                deliveries = await self._lend(bound, limit)
-            except Exception:
-                self._begin_anew(bound)  # what was lent on the way to the error is known to nobody
-                raise
+            deliveries = await self._lend(bound, limit)
             due_us = NEVER_US if bound.paused or not bound.gate.leases else bound.gate.next_due_us()
             left = min(until - time.monotonic(), (due_us - now_us()) / 1_000_000)
             if deliveries or until <= time.monotonic() or not self._db.is_open:
@@ -221,71 +233,109 @@ class Worker:
         return self._bound[group]
 
     async def _lend(self, bound: _Bound, limit: int) -> list[Delivery]:
+        bound.lent = [delivery for delivery in bound.lent if not delivery.lease.revoked]
+        if not bound.paused and bound.gate.leases:
+            await self._lend_more(bound, limit)
+        lent, bound.lent = bound.lent[:limit], bound.lent[limit:]
+        return lent
+
+    async def _lend_more(self, bound: _Bound, limit: int) -> None:
         gate = bound.gate
-        if bound.paused or not gate.leases:
-            return []
-        deliveries = self._lend_held(bound, -(-limit // 2))
+        if bound.group.inbox:
+            while not gate.is_full and await self._notice(bound):
+                pass
+            await self._lend_held(bound, limit)
+            return
+        await self._lend_held(bound, -(-limit // 2))
         flush = gate.flush()
         if flush is not None:
             await self._flush(bound, flush)  # and wakes the claim: what it wrote can be lent
-        deliveries += gate.take_ready(limit - len(deliveries))
-        while len(deliveries) < limit and not gate.is_full:
-            found, at_end = await self._scan(bound, limit - len(deliveries))
-            deliveries += found
-            if at_end:
-                break
+        bound.lent += gate.take_ready(limit - len(bound.lent))
+        at_end = False
+        while len(bound.lent) < limit and not gate.is_full and not at_end:
+            at_end = await self._scan(bound, limit - len(bound.lent))
         if gate.lags_behind_scan and (plan := gate.sync()) is not None:
             await self._flush(bound, plan)
-        return deliveries
 
-    def _lend_held(self, bound: _Bound, limit: int) -> list[Delivery]:
-        gate, now = bound.gate, now_us()
-        if gate.next_due_us() > now:
-            return []
-        lent: list[Delivery] = []
-        with self._db.reading():
-            names = gate.due_keys(now, limit)
-            for n, name in enumerate(names, 1):
-                room = limit - len(lent) - (len(names) - n)  # one at least for each key that was taken
-                slot = gate.keys[name].slot
-                rows = claiming.held_of_key(self._db.sql, self._db.types, bound.group_id, slot, name, limit=room)
-                lent += gate.lend_key(name, rows, now)
-            loose = gate.due_loose(now, limit - len(lent))
-            if loose:
-                lent += gate.lend_loose(claiming.held_at(self._db.sql, self._db.types, bound.group_id, loose, now))
-        return lent
-
-    async def _scan(self, bound: _Bound, limit: int) -> tuple[list[Delivery], bool]:
-        """Read on in the log; returns what may go out, and whether the end was reached."""
+    async def _notice(self, bound: _Bound) -> bool:
+        """Learn of the held rows that came to a broker's group; returns whether there may be more."""
         gate = bound.gate
-        generation, after = gate.generation, gate.scan
-        with self._db.reading():
-            head, newest_type = log.extent(self._db.sql)
-            if after >= head:
-                return [], True
-            records, end = claiming.scan(
-                self._db.sql,
-                self._db.types,
-                after=after,
-                head=head,
-                limit=max(1, min(limit, SCAN_BYTES // gate.record_bytes)),
-                slots=list(gate.leases),
-                kinds=self._kinds(bound, newest_type),
+        generation, after, group_id = gate.generation, gate.scan, bound.group_id
+        rows = await self._db.glance(lambda sql, _: claiming.held_after(sql, group_id, after, limit=NOTICE_ROWS))
+        if gate.generation is not generation or gate.scan != after:
+            return False
+        gate.notice(rows)
+        return len(rows) == NOTICE_ROWS
+
+    async def _lend_held(self, bound: _Bound, limit: int) -> None:
+        gate, now = bound.gate, now_us()
+        limit -= len(bound.lent)
+        if gate.next_due_us() > now or limit <= 0:
+            return
+        knowledge, group_id = gate.knowledge, bound.group_id
+        keys = [(name, gate.keys[name]) for name in gate.due_keys(now, limit)]
+        try:
+            named = [(key.slot, name) for name, key in keys]
+            found = await self._db.glance(lambda sql, types: claiming.held_of_keys(sql, types, group_id, named, limit=limit))
+        except BaseException:
+            gate.still_due((name for name, _ in keys), ())
+            raise
+        if gate.knowledge is not knowledge:  # it has learnt anew what is held, and takes nothing from what was read before
+            return
+        before = len(bound.lent)
+        for (name, key), rows in zip(keys, found, strict=True):
+            if gate.keys.get(name) is key and key.can_load:
+                bound.lent += gate.lend_key(name, rows, now)
+        await self._lend_loose(bound, limit - (len(bound.lent) - before), now)
+
+    async def _lend_loose(self, bound: _Bound, limit: int, now: int) -> None:
+        gate = bound.gate
+        loose = gate.due_loose(now, limit)
+        if not loose:
+            return
+        knowledge, group_id = gate.knowledge, bound.group_id
+        try:
+            rows = await self._db.glance(
+                lambda sql, types: claiming.held_at(sql, types, group_id, [position for _, position, _ in loose], now)
             )
+        except BaseException:
+            gate.still_due((), loose)
+            raise
+        if gate.knowledge is knowledge:
+            bound.lent += gate.lend_loose(rows)
+
+    async def _scan(self, bound: _Bound, limit: int) -> bool:
+        """Read on in the log and lend what may go out; returns whether the end was reached."""
+        gate = bound.gate
+        generation, after, slots = gate.generation, gate.scan, list(gate.leases)
+
+        def look(sql: Sql, types: log.Types) -> tuple[list[tuple[int, Record]], int, int]:
+            head, newest_type = log.extent(sql)
+            if after >= head:
+                return [], after, head
+            kinds = self._kinds(bound, sql, types, newest_type)
+            most = max(1, min(limit, SCAN_BYTES // gate.record_bytes))
+            return *claiming.scan(sql, types, after=after, head=head, limit=most, slots=slots, kinds=kinds), head
+
+        records, end, head = await self._db.glance(look)
+        if end == after:
+            return True
         if records:
             gate.record_bytes = 1 + sum(len(record.data) for _, record in records) // len(records)
         else:
             await asyncio.sleep(0)  # a long way without a match must not hold up everybody else
-            if gate.generation is not generation or gate.scan != after:
-                return [], False
-        return gate.admit(records, end), end >= head
+        # Of a slot that came meanwhile nothing was read: going on from `end` would leave it out for ever.
+        if gate.generation is not generation or gate.scan != after or list(gate.leases) != slots or bound.paused:
+            return bound.paused or not gate.leases
+        bound.lent += gate.admit(records, end)
+        return end >= head
 
-    def _kinds(self, bound: _Bound, newest_type: int) -> list[int]:
-        if newest_type not in self._db.types.by_number:
-            self._db.types.load(self._db.sql)
-        if bound.kinds_of != len(self._db.types.by_number):
-            bound.kinds_of = len(self._db.types.by_number)
-            bound.kinds = self._db.types.matching(bound.group.patterns)
+    def _kinds(self, bound: _Bound, sql: Sql, types: log.Types, newest_type: int) -> list[int]:
+        if newest_type not in types.by_number:
+            types.load(sql)
+        if bound.kinds_of != len(types.by_number):
+            bound.kinds_of = len(types.by_number)
+            bound.kinds = types.matching(bound.group.patterns)
         return bound.kinds
 
     # ── settle ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -305,7 +355,7 @@ class Worker:
                 early.append(answer)
             else:
                 rest.append(answer)
-        return self._settled(bound, plan, early, rest, self._submit(bound, plan, early, rest), lost)
+        return self._settled(self._submit(bound, plan, early, rest), lost)
 
     def _storable(self, answer: Settlement | InTransaction) -> Settlement | InTransaction:
         """The answer itself, or a dead letter if what it emits can never be stored: trying again would not help."""
@@ -320,7 +370,9 @@ class Worker:
 
     def _submit(
         self, bound: _Bound, plan: Plan, early: Sequence[Settlement], rest: Sequence[Settlement | InTransaction]
-    ) -> "asyncio.Future[Any]":
+    ) -> "asyncio.Future[list[Delivery]]":
+        done: asyncio.Future[list[Delivery]] = asyncio.get_running_loop().create_future()
+
         def write(sql: Sql) -> settling.Settled:
             try:
                 return settling.settle(
@@ -330,41 +382,38 @@ class Worker:
                 self._db.writer_types.forget()
                 raise
 
+        def finish(settled: settling.Settled, error: Exception | None) -> None:
+            # In the order of the commits, and whether or not somebody still waits for the answer.
+            if error is None:
+                self._committed(bound, plan, len(early), settled)
+                resolve(done, settled.lost)
+                return
+            self._restart(bound, plan)
+            everything = [delivery for answer in (*early, *rest) for delivery in _deliveries(answer)]
+            resolve(done, everything if isinstance(error, LeaseLost) else error)
+
         try:
-            return self._db.writer.submit(write, rows=_weight(plan, early, rest), broke=lambda: self._broke(plan))
+            self._db.writer.post(write, finish, rows=_weight(plan, early, rest), broke=lambda: self._broke(plan))
         except TrilogueError:
             self._broke(plan)  # the gate has moved on already: it begins anew from what is stored
             self._restart(bound, plan)
             raise
+        return done
 
-    async def _settled(
-        self,
-        bound: _Bound,
-        plan: Plan,
-        early: Sequence[Settlement],
-        rest: Sequence[Settlement | InTransaction],
-        written: "asyncio.Future[settling.Settled]",
-        lost: list[Delivery],
-    ) -> list[Delivery]:
-        try:
-            settled = await asyncio.shield(written)
-        except LeaseLost:
-            self._restart(bound, plan)
-            return [*lost, *(delivery for answer in (*early, *rest) for delivery in _deliveries(answer))]
-        except Exception:
-            self._restart(bound, plan)
-            raise
+    def _committed(self, bound: _Bound, plan: Plan, early: int, settled: settling.Settled) -> None:
         bound.gate.committed(plan, settled.settlements, now_us())
-        bound.finished += len(early) + len(settled.settlements)
+        bound.finished += early + len(settled.settlements)
         self.changed.set()
         bound.wake.set()
         if settled.emitted:
             self.wake_all()
-        return lost + settled.lost
+
+    async def _settled(self, done: "asyncio.Future[list[Delivery]]", lost: list[Delivery]) -> list[Delivery]:
+        return lost + await asyncio.shield(done)
 
     async def _flush(self, bound: _Bound, plan: Plan) -> None:
         """Write rows and cursors without an answer to anything."""
-        await self._settled(bound, plan, (), (), self._submit(bound, plan, (), ()), [])
+        await asyncio.shield(self._submit(bound, plan, (), ()))
 
     def _broke(self, plan: Plan) -> None:
         """In the writer's thread: nothing planned on top of a failed settlement may be written."""

@@ -135,7 +135,7 @@ class Writer:
         finish: Finish,
         *,
         rows: int,
-        broke: Callable[[], None],
+        broke: Callable[[], None] = _nothing,
         is_append: bool = False,
     ) -> None:
         """submit() with a call of one's own at the end, finish(result, error), instead of a future.
@@ -297,6 +297,16 @@ class Writer:
             job.error = error
             job.broke()
         return len(jobs)
+
+
+def resolve(future: "asyncio.Future[Any]", outcome: Any) -> None:
+    """Give a future its result, or the error; nothing happens if whoever waited was cancelled."""
+    if future.done():
+        return
+    if isinstance(outcome, BaseException):
+        future.set_exception(outcome)
+    else:
+        future.set_result(outcome)
 
 
 def answerable(error: BaseException) -> Exception:

@@ -23,18 +23,17 @@ async def next_due(store: Any, names: Sequence[str]) -> int | None:
     return due
 
 
-def is_informed(store: Any) -> bool:
+async def is_informed(store: Any) -> bool:
     """Whether the worker has seen what was last changed about its groups: paused, set to another place, slots that moved."""
     worker = store._worker
-    with store._db.reading():
-        revisions = groups.revisions(store._db.sql)
+    revisions = await store._db.glance(lambda sql, _: groups.revisions(sql))
     behind = [name for name, bound in worker._bound.items() if bound.works and revisions.get(name) != bound.revision]
     return not behind and not worker.attend_now.is_set()
 
 
 async def look_again(store: Any) -> None:
     """The clock was set: fire the timers that are due, wake every claim."""
-    store._look_again()
+    await store._look_again()
     await store._fire_due()
 
 
@@ -59,7 +58,7 @@ async def take_slots(store: Any, group: str) -> None:
         sql.rows("update trilogue_groups set epoch = epoch + 1, revision = revision + 1 where id = ?", (group_id,))
 
     await store._write(take)
-    store._look_again()
+    await store._look_again()
 
 
 async def deliver_again(store: Any, group: str, record: Record) -> None:
@@ -78,7 +77,7 @@ async def deliver_again(store: Any, group: str, record: Record) -> None:
         sql.rows("update trilogue_groups set revision = revision + 1 where id = ?", (group_id,))
 
     await store._write(hold)
-    store._look_again()
+    await store._look_again()
 
 
 async def held_rows(store: Any, group: str) -> list[tuple[int, int, int, str]]:

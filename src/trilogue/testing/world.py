@@ -154,7 +154,7 @@ class World:
         before = await rows(store) if declared else {}
         due_us = await inside.next_due(store, sorted({*self._store.groups, *live_groups(before, declared)}))
         is_due = due_us is not None and due_us <= now_us()
-        if is_due or self._store.out.total() or not inside.is_informed(store):
+        if is_due or self._store.out.total() or not await inside.is_informed(store):
             return False
         return not declared or (not await building(store, before, declared) and await rows(store) == before)
 

@@ -33,8 +33,8 @@ router = Router()
 
 
 @router.projection(
-    version=1,
-    tables={"balances": "account text primary key, cents integer not null, limit_cents integer not null, status text not null"},
+    version=2,
+    tables={"balances": "account text primary key, cents bigint not null, limit_cents bigint not null, status text not null"},
 )
 def balances(es: list[AccountEvent], db: Db) -> None:
     """What every account holds."""
@@ -51,10 +51,10 @@ def balances(es: list[AccountEvent], db: Db) -> None:
 
 
 @router.projection(
-    version=1,
+    version=2,
     tables={
-        "statements": "account text, line integer, at_us integer not null, description text not null, cents integer not null, "
-        "balance_cents integer not null, primary key (account, line)"
+        "statements": "account text, line bigint, at_us bigint not null, description text not null, cents bigint not null, "
+        "balance_cents bigint not null, primary key (account, line)"
     },
 )
 def statements(e: AccountEvent, db: Db, ctx: Context) -> None:
@@ -64,8 +64,8 @@ def statements(e: AccountEvent, db: Db, ctx: Context) -> None:
 
 
 @router.projection(
-    version=1,
-    tables={"days": "day integer primary key, deposited_cents integer, withdrawn_cents integer, movements integer"},
+    version=2,
+    tables={"days": "day bigint primary key, deposited_cents bigint, withdrawn_cents bigint, movements bigint"},
 )
 def days(e: AccountEvent, db: Db, ctx: Context) -> None:
     """How much came in and went out on each day, transfers not counted."""
@@ -73,9 +73,9 @@ def days(e: AccountEvent, db: Db, ctx: Context) -> None:
         return
     amount = cents(movement(e))
     db.execute(
-        "insert into {days} values (?, ?, ?, 1) on conflict do update set movements = movements + 1, "
-        "deposited_cents = deposited_cents + excluded.deposited_cents, "
-        "withdrawn_cents = withdrawn_cents + excluded.withdrawn_cents",
+        "insert into {days} values (?, ?, ?, 1) on conflict (day) do update set movements = {days}.movements + 1, "
+        "deposited_cents = {days}.deposited_cents + excluded.deposited_cents, "
+        "withdrawn_cents = {days}.withdrawn_cents + excluded.withdrawn_cents",
         (ctx.record.recorded_us // DAY_US, max(amount, 0), max(-amount, 0)),
     )
 

@@ -11,9 +11,10 @@ from collections.abc import Iterable
 
 from trilogue import Db, Retry, Router
 from trilogue.apps.video.events import WatchStarted
+from trilogue.apps.video.handled import create_handled, forget_handled, fresh
 
 HOUR_US = 3_600_000_000
-TABLES = ("titles", "hours", "genres")
+TABLES = {"titles": "text", "hours": "bigint", "genres": "text"}
 
 router = Router()
 
@@ -21,14 +22,15 @@ router = Router()
 @router.setup
 def tables(db: Db) -> None:
     """The read model, and which watches are in it."""
-    db.execute("create table if not exists analytics_handled (watch text primary key) without rowid")
-    for name in TABLES:
-        db.execute(f"create table if not exists analytics_{name} (what primary key, watches integer not null) without rowid")
+    create_handled(db, "analytics")
+    for name, kind in TABLES.items():
+        db.execute(f"create table if not exists analytics_{name} (what {kind} primary key, watches bigint not null)")
 
 
 def reset(db: Db) -> None:
     """Forget everything, before a replay."""
-    for name in ("handled", *TABLES):
+    forget_handled(db, "analytics")
+    for name in TABLES:
         db.execute(f"delete from analytics_{name}")
 
 
@@ -36,7 +38,7 @@ def reset(db: Db) -> None:
 @router.on("video.*", group="analytics", order=None, retry=Retry(25, "20ms..1s"), batch=500, start="beginning", reset=reset)
 def count(watches: list[WatchStarted], db: Db) -> None:
     """Count each watch by title, hour (of time, not of the day) and genre."""
-    db.executemany("insert into analytics_handled (watch) values (?)", [(w.session,) for w in watches])
+    watches = fresh(db, "analytics", watches)
     _add(db, "titles", (watch.title for watch in watches))
     _add(db, "hours", (watch.watched_us // HOUR_US for watch in watches))
     _add(db, "genres", (genre for watch in watches for genre in watch.genres))
@@ -44,6 +46,7 @@ def count(watches: list[WatchStarted], db: Db) -> None:
 
 def _add(db: Db, table: str, counted: Iterable[str | int]) -> None:
     db.executemany(
-        f"insert into analytics_{table} values (?, ?) on conflict do update set watches = watches + excluded.watches",
-        list(Counter(counted).items()),
+        f"insert into analytics_{table} values (?, ?) "
+        f"on conflict (what) do update set watches = analytics_{table}.watches + excluded.watches",
+        sorted(Counter(counted).items()),  # in one order for everybody, or workers would wait for each other in a circle
     )

@@ -11,6 +11,7 @@ import msgspec
 
 from trilogue import Db, Retry, Router
 from trilogue.apps.video.events import WatchStarted
+from trilogue.apps.video.handled import create_handled, forget_handled, fresh, rows_of
 
 DAY_US = 86_400_000_000
 BY_FILMS = {1: "first film", 10: "10 films", 50: "50 films", 100: "100 films"}
@@ -33,47 +34,54 @@ class Progress:
 @router.setup
 def tables(db: Db) -> None:
     """The read model, and which watches are in it."""
-    db.execute("create table if not exists badge_handled (watch text primary key) without rowid")
-    db.execute("create table if not exists badge_films (user text, video text, primary key (user, video)) without rowid")
+    create_handled(db, "badge")
+    db.execute('create table if not exists badge_films ("user" text, video text, primary key ("user", video))')
     db.execute(
-        "create table if not exists badge_progress "
-        "(user text primary key, films integer, day integer, today integer, genres text)"
+        'create table if not exists badge_progress ("user" text primary key, films bigint, day bigint, today bigint, genres text)'
     )
-    db.execute(
-        "create table if not exists badge_won (user text, badge text, at_us integer, primary key (user, badge)) without rowid"
-    )
+    db.execute('create table if not exists badge_won ("user" text, badge text, at_us bigint, primary key ("user", badge))')
 
 
 def reset(db: Db) -> None:
     """Forget everything, before a replay."""
-    for name in ("handled", "films", "progress", "won"):
+    forget_handled(db, "badge")
+    for name in ("films", "progress", "won"):
         db.execute(f"delete from badge_{name}")
 
 
 @router.on(group="badge", retry=Retry(25, "20ms..1s"), batch=500, start="beginning", reset=reset)
 def award(watches: list[WatchStarted], db: Db) -> None:
     """Count each new film of a user and award what it earns."""
-    db.executemany("insert into badge_handled (watch) values (?)", [(w.session,) for w in watches])
-    users: dict[str, Progress] = {}
-    won: list[tuple[str, str, int]] = []
-    for watch in watches:
-        if not db.execute("insert or ignore into badge_films values (?, ?) returning 1", (watch.user, watch.video)):
-            continue
-        if watch.user not in users:
-            users[watch.user] = load(db, watch.user)
-        won += [(watch.user, badge, watch.watched_us) for badge in advance(users[watch.user], watch)]
-    db.executemany("insert or ignore into badge_won values (?, ?, ?)", won)
+    films = _first_seen(db, fresh(db, "badge", watches))
+    users = _load(db, {watch.user for watch in films})
+    won = [(watch.user, badge, watch.watched_us) for watch in films for badge in advance(users[watch.user], watch)]
+    db.executemany("insert into badge_won values (?, ?, ?) on conflict do nothing", won)
     db.executemany(
-        "insert or replace into badge_progress values (?, ?, ?, ?, ?)",
+        'insert into badge_progress values (?, ?, ?, ?, ?) on conflict ("user") do update '
+        "set films = excluded.films, day = excluded.day, today = excluded.today, genres = excluded.genres",
         [(user, p.films, p.day, p.today, msgspec.json.encode(p.genres).decode()) for user, p in users.items()],
     )
 
 
-def load(db: Db, user: str) -> Progress:
-    """A user's progress so far."""
-    for films, day, today, genres in db.execute("select films, day, today, genres from badge_progress where user = ?", (user,)):
-        return Progress(films, day, today, msgspec.json.decode(genres, type=tuple[str, ...]))
-    return Progress()
+def _first_seen(db: Db, watches: list[WatchStarted]) -> list[WatchStarted]:
+    """Of these watches those of a film that is new to its user, who has seen it from now on."""
+    films: dict[tuple[str, str], WatchStarted] = {}
+    for watch in watches:
+        films.setdefault((watch.user, watch.video), watch)
+    if not films:
+        return []
+    rows, values = ", ".join(["(?, ?)"] * len(films)), [value for film in films for value in film]
+    new = set(db.execute(f'insert into badge_films values {rows} on conflict do nothing returning "user", video', values))
+    return [watch for film, watch in films.items() if film in new]
+
+
+def _load(db: Db, users: set[str]) -> dict[str, Progress]:
+    """The progress of these users so far."""
+    found = {user: Progress() for user in sorted(users)}
+    select = 'select "user", films, day, today, genres from badge_progress where "user" in'
+    for user, films, day, today, genres in rows_of(db, select, list(found)):
+        found[user] = Progress(films, day, today, msgspec.json.decode(genres, type=tuple[str, ...]))
+    return found
 
 
 def advance(progress: Progress, watch: WatchStarted) -> list[str]:

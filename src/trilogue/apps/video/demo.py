@@ -6,21 +6,19 @@ demo video:  a sample through the chain of calls ─> the same as events while a
 import asyncio
 import json
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from itertools import islice
-from pathlib import Path
-from urllib.parse import quote
 
 from rich.console import Console
 
 from trilogue import App
+from trilogue.apps.place import Place, place
 from trilogue.apps.video.chain import ChainResult, run_chain
 from trilogue.apps.video.events import WatchStarted
 from trilogue.apps.video.feed import AnswerTimes, Feeder
 from trilogue.apps.video.generator import generate
+from trilogue.apps.video.handled import marks
 from trilogue.apps.video.options import Plan, VideoOptions, checked
 from trilogue.apps.video.platform import SERVICES, platform
 from trilogue.apps.video.progress import live_progress
@@ -29,19 +27,22 @@ from trilogue.apps.video.report import Json, collect, show
 from trilogue.apps.video.source import read_watches
 from trilogue.apps.video.video import VideoService
 from trilogue.apps.video.watch import Watch, as_event
+from trilogue.ports import Feature
 
 LOOK_S = 0.25
+KAFKA = {"linger": "10ms", "batch_bytes": "16384", "retries": "3"}  # what a kafka:// URL says, unless it says something else
 
 
 async def demo_video(options: VideoOptions) -> Json:
     """Feed a watch log to the six services, print the report and return it.
 
-    Raises BadOption for options that make no sense and inputs that cannot be read.
+    Raises BadOption for options that make no sense and inputs that cannot be read, and what the log raises.
     """
     plan = checked(options)
     began = time.monotonic()
-    with _database(plan.db) as url, Rejects(plan.rejects) as rejects:
-        report = await _run(plan, url, rejects)
+    async with place(plan.where, **KAFKA) as where:
+        with Rejects(plan.rejects) as rejects:
+            report = await _run(plan, where, rejects)
     report["rejected"] = rejects.count
     report["rejects_file"] = str(rejects.path) if rejects.count else None
     report["elapsed_s"] = round(time.monotonic() - began, 2)
@@ -56,27 +57,17 @@ def _print(report: Json, *, as_json: bool) -> None:
         show(report, Console())
 
 
-@contextmanager
-def _database(path: Path | None) -> Iterator[str]:
-    """The URL of the file to keep, or of one that is gone afterwards."""
-    if path is not None:
-        yield f"sqlite:///{quote(str(path))}"
-        return
-    with tempfile.TemporaryDirectory(prefix="trilogue-") as folder:
-        yield f"sqlite:///{quote(folder)}/video.db"
-
-
 def _watches(plan: Plan, rejects: Rejects) -> Iterator[Watch]:
     watches = generate(plan.seed) if plan.input is None else read_watches(plan.input, plan.columns, rejects)
     return islice(watches, plan.limit)
 
 
-async def _run(plan: Plan, url: str, rejects: Rejects) -> Json:
+async def _run(plan: Plan, where: Place, rejects: Rejects) -> Json:
     watches = _watches(plan, rejects)
     sample = await asyncio.to_thread(lambda: list(islice(watches, plan.chain_sample)))
     events = [as_event(watch) for watch in sample]
     answered = await run_chain(events, seed=plan.seed)
-    app = platform(url, fail=plan.fail, seed=plan.seed)
+    app = platform(where.url, store=where.store, fail=plan.fail, seed=plan.seed)
     async with app.running():
         return await _feed_all(plan, app, watches, sample, answered)
 
@@ -99,11 +90,12 @@ async def _feed_all(plan: Plan, app: App, watches: Iterator[Watch], sample: list
         brought_back = [await _bring_back(app, name) for name in plan.down]
         await _idle(app, list(SERVICES))  # those brought back may have published something for the others
         await outage.end()
-        report = await collect(app)
+        sent = one_by_one.sent + feeder.sent
+        report = await collect(app, sent)
     return {
         **report,
-        "sent": one_by_one.sent + feeder.sent,
-        "conflicts": one_by_one.conflicts + feeder.conflicts,
+        "sent": sent,
+        "conflicts": one_by_one.conflicts + feeder.conflicts if Feature.DEDUP in app.store.features else None,
         "answer_ms": {
             "chain": AnswerTimes(answered.answers_s).summary(),
             "events": feeder.answers.summary() if feeder.sent else one_by_one.answers.summary(),
@@ -131,9 +123,9 @@ class Outage:
         self._after = await self._known()
 
     async def _known(self) -> int:
-        sessions = json.dumps([watch.session for watch in self.sample])
-        known = f"select count(*) from {self.service}_handled where watch in (select value from json_each(?))"
-        return int((await self.app.db(known, (sessions,)))[0][0])
+        sessions = [watch.session for watch in self.sample]
+        known = f"select count(*) from {self.service}_handled where watch in ({marks(sessions)})"
+        return int((await self.app.db(known, sessions))[0][0]) if sessions else 0
 
     def report(self, fed: Feeder, refused: ChainResult) -> Json:
         """Chain and events beside each other."""

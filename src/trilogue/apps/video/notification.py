@@ -8,17 +8,19 @@ symmetric, the same for the same seed, and needs no table of pairs. Nobody gets 
 (of event time); the rest is counted and not sent.
 """
 
-from dataclasses import dataclass, field
-from datetime import datetime
+from collections.abc import Sequence
 from hashlib import blake2b
+from operator import itemgetter
 
 from trilogue import Db, Retry, Router
 from trilogue.apps.video.events import RecommendationUpdated, WatchStarted, as_us
+from trilogue.apps.video.handled import create_handled, create_turn, forget_handled, fresh, fresh_ids, take_turn
 
 SEED = b"friends"
 EACH_SIDE = 2
 PER_HOUR = 3
 HOUR_US = 3_600_000_000
+Letter = tuple[str, int, str]  # to whom, when (microseconds since 1970), what
 
 router = Router()
 
@@ -26,73 +28,73 @@ router = Router()
 @router.setup
 def tables(db: Db) -> None:
     """The read model, and which watches are in it."""
-    db.execute("create table if not exists notification_handled (watch text primary key) without rowid")
-    db.execute("create table if not exists notification_users (place integer primary key, user text not null)")
-    db.execute(
-        "create table if not exists notification_rate "
-        "(user text, hour integer, sent integer, primary key (user, hour)) without rowid"
-    )
-    db.execute("create table if not exists notification_sent (user text, at_us integer, text text)")
-    db.execute("create table if not exists notification_totals (what text primary key, n integer not null) without rowid")
+    create_handled(db, "notification")
+    create_handled(db, "notification_news")
+    create_turn(db, "notification")
+    db.execute('create table if not exists notification_users (place bigint primary key, "user" text not null)')
+    db.execute('create table if not exists notification_rate ("user" text, hour bigint, sent bigint, primary key ("user", hour))')
+    db.execute('create table if not exists notification_sent ("user" text, at_us bigint, text text)')
+    db.execute("create table if not exists notification_totals (what text primary key, n bigint not null)")
 
 
 def reset(db: Db) -> None:
     """Forget everything, before a replay."""
-    for name in ("handled", "users", "rate", "sent", "totals"):
+    forget_handled(db, "notification")
+    forget_handled(db, "notification_news")
+    for name in ("users", "rate", "sent", "totals"):
         db.execute(f"delete from notification_{name}")
-
-
-@dataclass(slots=True)
-class Outbox:
-    """What one batch sends. sent_in: how many a user got in an hour, as far as the batch has looked."""
-
-    db: Db
-    sent_in: dict[tuple[str, int], int] = field(default_factory=dict)
-    letters: list[tuple[str, int, str]] = field(default_factory=list)
-    held_back: int = 0
-
-    def send(self, user: str, at: datetime, text: str) -> None:
-        """Send, or count as held back."""
-        at_us = as_us(at)
-        hour = at_us // HOUR_US
-        sent = self.sent_in.get((user, hour))
-        if sent is None:
-            rows = self.db.execute("select sent from notification_rate where user = ? and hour = ?", (user, hour))
-            sent = rows[0][0] if rows else 0
-        if sent >= PER_HOUR:
-            self.sent_in[user, hour] = sent
-            self.held_back += 1
-            return
-        self.sent_in[user, hour] = sent + 1
-        self.letters.append((user, at_us, text))
-
-    def save(self) -> None:
-        """Write down what was sent."""
-        self.db.executemany("insert into notification_sent values (?, ?, ?)", self.letters)
-        rates = [(user, hour, sent) for (user, hour), sent in self.sent_in.items()]
-        self.db.executemany("insert or replace into notification_rate values (?, ?, ?)", rates)
-        self.db.executemany(
-            "insert into notification_totals values (?, ?) on conflict do update set n = n + excluded.n",
-            [("sent", len(self.letters)), ("held back", self.held_back)],
-        )
 
 
 @router.on(group="notification", retry=Retry(25, "20ms..1s"), batch=500, start="beginning", reset=reset)
 def notify(events: list[WatchStarted | RecommendationUpdated], db: Db) -> None:
     """Tell friends of watches, and users of new recommendations."""
-    watches = [e for e in events if isinstance(e, WatchStarted)]
-    db.executemany("insert into notification_handled (watch) values (?)", [(w.session,) for w in watches])
-    users = {w.user for w in watches}
-    db.executemany("insert or ignore into notification_users values (?, ?)", [(place(user), user) for user in sorted(users)])
+    take_turn(db, "notification")
+    watches = fresh(db, "notification", [e for e in events if isinstance(e, WatchStarted)])
+    news = _fresh_news(db, [e for e in events if isinstance(e, RecommendationUpdated)])
+    users = sorted({w.user for w in watches})
+    db.executemany("insert into notification_users values (?, ?) on conflict do nothing", [(place(user), user) for user in users])
     friends = {user: friends_of(db, user) for user in users}
-    outbox = Outbox(db)
-    for e in events:
-        if isinstance(e, RecommendationUpdated):
-            outbox.send(e.user, e.updated_at, f"new recommendations: {', '.join(e.titles[:3])}")
-            continue
-        for friend in friends[e.user]:
-            outbox.send(friend, e.watched_at, f"{e.user} started watching {e.title}")
-    outbox.save()
+    send(
+        db,
+        [
+            *((friend, w.watched_us, f"{w.user} started watching {w.title}") for w in watches for friend in friends[w.user]),
+            *((e.user, as_us(e.updated_at), f"new recommendations: {', '.join(e.titles[:3])}") for e in news),
+        ],
+    )
+
+
+def _fresh_news(db: Db, news: list[RecommendationUpdated]) -> list[RecommendationUpdated]:
+    new = fresh_ids(db, "notification_news", [f"{e.user} {as_us(e.updated_at)}" for e in news])
+    return [news[n] for n in new]
+
+
+def send(db: Db, letters: Sequence[Letter]) -> None:
+    """Send letters, or count as held back those that are too many."""
+    sent_in = _sent_in(db, sorted({(user, at_us // HOUR_US) for user, at_us, _ in letters}))
+    going: list[Letter] = []
+    for letter in sorted(letters, key=itemgetter(1)):
+        hour = letter[0], letter[1] // HOUR_US
+        if sent_in[hour] < PER_HOUR:
+            sent_in[hour] += 1
+            going.append(letter)
+    db.executemany("insert into notification_sent values (?, ?, ?)", going)
+    db.executemany(
+        'insert into notification_rate values (?, ?, ?) on conflict ("user", hour) do update set sent = excluded.sent',
+        [(user, hour, sent) for (user, hour), sent in sent_in.items()],
+    )
+    db.executemany(
+        "insert into notification_totals values (?, ?) on conflict (what) do update set n = notification_totals.n + excluded.n",
+        [("sent", len(going)), ("held back", len(letters) - len(going))],
+    )
+
+
+def _sent_in(db: Db, hours: Sequence[tuple[str, int]]) -> dict[tuple[str, int], int]:
+    """How many notifications users got in some hours."""
+    sent = dict.fromkeys(hours, 0)
+    rows, values = ", ".join(["(?, ?)"] * len(hours)), [value for hour in hours for value in hour]
+    select = 'select "user", hour, sent from notification_rate where ("user", hour) in'
+    found = db.execute(f"{select} (values {rows})", values) if hours else []
+    return sent | {(user, hour): count for user, hour, count in found}
 
 
 def place(user: str) -> int:
@@ -103,11 +105,11 @@ def place(user: str) -> int:
 def friends_of(db: Db, user: str) -> list[str]:
     """The neighbours of a user on the ring, among the users known so far."""
     here = place(user)
-    after = db.execute("select user from notification_users where place > ? order by place limit ?", (here, EACH_SIDE))
-    before = db.execute("select user from notification_users where place < ? order by place desc limit ?", (here, EACH_SIDE))
+    after = db.execute('select "user" from notification_users where place > ? order by place limit ?', (here, EACH_SIDE))
+    before = db.execute('select "user" from notification_users where place < ? order by place desc limit ?', (here, EACH_SIDE))
     # The ring closes: who stands near its end looks on at the other one.
     if len(after) < EACH_SIDE:
-        after += db.execute("select user from notification_users order by place limit ?", (EACH_SIDE - len(after),))
+        after += db.execute('select "user" from notification_users order by place limit ?', (EACH_SIDE - len(after),))
     if len(before) < EACH_SIDE:
-        before += db.execute("select user from notification_users order by place desc limit ?", (EACH_SIDE - len(before),))
+        before += db.execute('select "user" from notification_users order by place desc limit ?', (EACH_SIDE - len(before),))
     return [name for name in dict.fromkeys(name for (name,) in before + after) if name != user]

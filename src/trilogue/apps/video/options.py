@@ -7,6 +7,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal
 
+from trilogue.apps.place import Wanted, check_wanted
 from trilogue.apps.video.platform import SERVICES
 from trilogue.apps.video.source import Columns, check_source, parse_columns
 from trilogue.errors import BadOption
@@ -24,8 +25,9 @@ class VideoOptions:
     input: a watch log: MovieLens folder, CSV, TSV, JSON Lines (all as .gz too) or - (standard input); None: 20,000 generated
     watches. columns: `user=…,video=…,time=…`. limit: only the first so many watches, in order of time. speed: "max", or how many
     times as fast as recorded ("60x"). fail: "SERVICE=RATE" each, rate 0 to 1; none: analytics=0.3. down: services that are
-    down until all others are done. db: the file to keep; None: a throw-away one. report: for people or for programs.
+    down until all others are done. db: the file to keep. report: for people or for programs.
     chain_sample: how many watches also go through the synchronous chain. seed: of generated watches and of what fails.
+    url, store: a log instead of a file, as App takes them; nothing of the three: a throw-away file.
     """
 
     input: str | None = None
@@ -38,6 +40,8 @@ class VideoOptions:
     report: Literal["text", "json"] = "text"
     chain_sample: int = 20
     seed: int = 1
+    url: str | None = None
+    store: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +54,7 @@ class Plan:
     speed: float | None
     fail: dict[str, float]
     down: tuple[str, ...]
-    db: Path | None
+    where: Wanted
     rejects: Path
     as_json: bool
     chain_sample: int
@@ -76,7 +80,7 @@ def checked(options: VideoOptions) -> Plan:
         speed=_speed(options.speed),
         fail=dict(map(_fail, options.fail)) if options.fail else FAIL,
         down=tuple(map(_service, options.down)),
-        db=_db(options.db),
+        where=_where(options),
         rejects=_rejects(options),
         as_json=options.report == "json",
         chain_sample=options.chain_sample,
@@ -112,15 +116,10 @@ def _service(name: str) -> str:
     raise BadOption(f"there is no service {name!r}, only {', '.join(SERVICES)}{hint}")
 
 
-def _db(file: str | None) -> Path | None:
-    if file is None:
-        return None
-    path = Path(file).expanduser().absolute()
-    if path.is_dir():
-        raise BadOption(f"db {file!r} is a folder: expected the file to keep the log in")
-    if not path.parent.is_dir():
-        raise BadOption(f"db {file!r} cannot be made: there is no folder '{path.parent}'")
-    return path
+def _where(options: VideoOptions) -> Wanted:
+    wanted = Wanted(options.url, options.store, options.db)
+    check_wanted(wanted)
+    return wanted
 
 
 def _rejects(options: VideoOptions) -> Path:

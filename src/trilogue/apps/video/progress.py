@@ -36,7 +36,8 @@ async def _look(app: App, bars: Progress, total: Callable[[], int]) -> None:
     tasks = {name: bars.add_task(name, note="") for name in ("published", *SERVICES)}
     while True:
         status = await app.store.status()
-        published = status.types.get(WATCH, 0)
+        # A broker does not count what was published; what was sent is as good.
+        published = status.types.get(WATCH, total())
         bars.update(tasks["published"], completed=published, total=max(published, total()))
         for group in status.groups:
             if group.name in tasks:

@@ -16,7 +16,8 @@ from typing import Literal
 from rich.console import Console
 
 from trilogue import App
-from trilogue.apps.video.events import WatchStarted
+from trilogue.apps.place import Place, Wanted, place
+from trilogue.apps.video.events import WatchStarted, as_us
 from trilogue.apps.video.platform import platform
 from trilogue.apps.video.report import Json, recommendations, taste
 from trilogue.apps.video.video import VideoService
@@ -40,25 +41,30 @@ EARLIER = (
 OTHERS = 12
 
 
-async def demo_queue(url: str = "memory://", report: Literal["text", "json"] = "text") -> Json:
+async def demo_queue(url: str = "memory://", report: Literal["text", "json"] = "text", *, store: str | None = None) -> Json:
     """Play the scenario of three users, print what became of it and return it.
 
-    url: the log. report: for people or for programs.
+    url, store: the log, as App takes it. report: for people or for programs.
     """
-    async with platform(url, fail={"analytics": 0.3}).running() as app:
-        service = VideoService(app)
-        for user, film, at in _earlier(datetime.now(UTC)):
-            await service.start_watching(user, film, *FILMS[film], at=at)
-        await app.wait_idle()
-        before = await _notifications(app)
-        sessions = [(await service.start_watching(user, film, *FILMS[film])).session for user, film in SCENARIO]
-        await app.wait_idle()
-        found = await _found(app, [service.sessions[session] for session in sessions], before)
+    async with place(Wanted(url, store)) as where:
+        found = await _play(where)
     if report == "json":
         sys.stdout.write(json.dumps(found, indent=2) + "\n")
     else:
         _show(found, Console())
     return found
+
+
+async def _play(where: Place) -> Json:
+    async with platform(where.url, store=where.store, fail={"analytics": 0.3}).running() as app:
+        service = VideoService(app)
+        for user, film, at in _earlier(datetime.now(UTC)):
+            await service.start_watching(user, film, *FILMS[film], at=at)
+        await app.wait_idle()
+        since = datetime.now(UTC)
+        sessions = [(await service.start_watching(user, film, *FILMS[film])).session for user, film in SCENARIO]
+        await app.wait_idle()
+        return await _found(app, [service.sessions[session] for session in sessions], since)
 
 
 def _earlier(now: datetime) -> Iterator[tuple[str, str, datetime]]:
@@ -67,14 +73,15 @@ def _earlier(now: datetime) -> Iterator[tuple[str, str, datetime]]:
             yield f"viewer{n + 1:02d}", film, now - timedelta(days=20 - n, hours=-2 * m)
 
 
-async def _notifications(app: App) -> list[tuple[str, str]]:
-    return await app.db("select user, text from notification_sent order by rowid")
+async def _notifications(app: App, since: datetime) -> list[tuple[str, str]]:
+    letters = 'select "user", text from notification_sent where at_us >= ? order by at_us, text, "user"'
+    return await app.db(letters, (as_us(since),))
 
 
-async def _found(app: App, watches: list[WatchStarted], before: list[tuple[str, str]]) -> Json:
+async def _found(app: App, watches: list[WatchStarted], since: datetime) -> Json:
     groups = {group.name: group for group in (await app.store.status()).groups}
     tastes = {watch.user: await taste(app, watch.user) for watch in watches}
-    told = (await _notifications(app))[len(before) :]
+    told = await _notifications(app, since)
     return {
         "watches": [{"user": w.user, "title": w.title, "session": w.session} for w in watches],
         "tastes_updated": sum(map(bool, tastes.values())),

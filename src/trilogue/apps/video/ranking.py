@@ -12,8 +12,10 @@ from math import log2
 
 from trilogue import Db, Retry, Router
 from trilogue.apps.video.events import WatchStarted
+from trilogue.apps.video.handled import create_handled, create_turn, forget_handled, fresh, rows_of, take_turn
 
 HALF_LIFE_US = 3 * 86_400_000_000
+NEVER = ("", 0, float("-inf"))  # a title nobody has watched: title, watches, heat
 
 router = Router()
 
@@ -21,13 +23,16 @@ router = Router()
 @router.setup
 def tables(db: Db) -> None:
     """The read model, and which watches are in it."""
-    db.execute("create table if not exists ranking_handled (watch text primary key) without rowid")
-    db.execute("create table if not exists ranking_titles (video text primary key, title text, watches integer, heat real)")
+    create_handled(db, "ranking")
+    create_turn(db, "ranking")
+    db.execute(
+        "create table if not exists ranking_titles (video text primary key, title text, watches bigint, heat double precision)"
+    )
 
 
 def reset(db: Db) -> None:
     """Forget everything, before a replay."""
-    db.execute("delete from ranking_handled")
+    forget_handled(db, "ranking")
     db.execute("delete from ranking_titles")
 
 
@@ -35,18 +40,22 @@ def reset(db: Db) -> None:
 @router.on(group="ranking", order=None, retry=Retry(25, "20ms..1s"), batch=500, start="beginning", reset=reset)
 def rank(watches: list[WatchStarted], db: Db) -> None:
     """Add each watch to its title."""
-    db.executemany("insert into ranking_handled (watch) values (?)", [(w.session,) for w in watches])
-    titles: dict[str, tuple[str, int, float]] = {}
+    take_turn(db, "ranking")
+    watches = fresh(db, "ranking", watches)
+    titles = _load(db, {watch.video for watch in watches})
     for watch in watches:
-        _, seen, heat = titles.get(watch.video) or _load(db, watch.video)
+        _, seen, heat = titles.get(watch.video, NEVER)
         titles[watch.video] = watch.title, seen + 1, log2_sum(heat, watch.watched_us / HALF_LIFE_US)
-    db.executemany("insert or replace into ranking_titles values (?, ?, ?, ?)", [(video, *row) for video, row in titles.items()])
+    db.executemany(
+        "insert into ranking_titles values (?, ?, ?, ?) on conflict (video) do update "
+        "set title = excluded.title, watches = excluded.watches, heat = excluded.heat",
+        [(video, *row) for video, row in titles.items()],
+    )
 
 
-def _load(db: Db, video: str) -> tuple[str, int, float]:
-    for title, watches, heat in db.execute("select title, watches, heat from ranking_titles where video = ?", (video,)):
-        return title, watches, heat
-    return "", 0, float("-inf")
+def _load(db: Db, videos: set[str]) -> dict[str, tuple[str, int, float]]:
+    select = "select video, title, watches, heat from ranking_titles where video in"
+    return {video: (title, watches, heat) for video, title, watches, heat in rows_of(db, select, sorted(videos))}
 
 
 def log2_sum(a: float, b: float) -> float:

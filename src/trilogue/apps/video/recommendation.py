@@ -14,7 +14,7 @@ A batch reads each title and user it meets once and writes it once: many watches
 are one value each, not a row per pair, because a watch always wants all of them.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 
 import msgspec
@@ -22,6 +22,7 @@ import msgspec
 from trilogue import Db, Retry, Router
 from trilogue.apps.video.cowatch import RECENT, TOP, Title, Viewer, Weights, best, learn, want
 from trilogue.apps.video.events import RecommendationUpdated, WatchStarted
+from trilogue.apps.video.handled import create_handled, create_turn, forget_handled, fresh, rows_of, take_turn
 
 ANNOUNCE_EVERY_US = 3_600_000_000
 PAGE = 200
@@ -32,40 +33,46 @@ router = Router()
 @router.setup
 def tables(db: Db) -> None:
     """The model, and which watches are in it."""
-    db.execute("create table if not exists recommendation_handled (watch text primary key) without rowid")
+    create_handled(db, "recommendation")
+    create_turn(db, "recommendation")
+    # bytea: a name for bytes that PostgreSQL knows, and of which SQLite thinks nothing bad.
     db.execute(
-        "create table if not exists recommendation_titles (video text primary key, title text, watches integer, neighbours blob)"
+        "create table if not exists recommendation_titles (video text primary key, title text, watches bigint, neighbours bytea)"
     )
     db.execute("create index if not exists recommendation_popular on recommendation_titles (watches, video)")
-    db.execute("create table if not exists recommendation_users (user text primary key, state blob, shown text)")
-    db.execute("create table if not exists recommendation_seen (user text, video text, primary key (user, video)) without rowid")
-    db.execute("create table if not exists recommendation_judged (what text primary key, n integer not null) without rowid")
+    db.execute('create table if not exists recommendation_users ("user" text primary key, state bytea, shown text)')
+    db.execute('create table if not exists recommendation_seen ("user" text, video text, primary key ("user", video))')
+    db.execute("create table if not exists recommendation_judged (what text primary key, n bigint not null)")
 
 
 def reset(db: Db) -> None:
     """Forget everything, before a replay."""
-    for name in ("handled", "titles", "users", "seen", "judged"):
+    forget_handled(db, "recommendation")
+    for name in ("titles", "users", "seen", "judged"):
         db.execute(f"delete from recommendation_{name}")
 
 
 @router.on(group="recommendation", retry=Retry(25, "20ms..1s"), batch=200, start="beginning", reset=reset)
 def recommend(watches: list[WatchStarted], db: Db) -> list[RecommendationUpdated]:
     """Judge, learn and recommend, watch by watch."""
-    db.executemany("insert into recommendation_handled (watch) values (?)", [(w.session,) for w in watches])
-    model = Model(db)
+    take_turn(db, "recommendation")
+    watches = fresh(db, "recommendation", watches)
+    model = Model(db, watches)
     news = [update for watch in watches if (update := model.watched(watch))]
     model.save()
     return news
 
 
 class Model:
-    """The part of the model that one batch needs: read when first asked for, written by save()."""
+    """The part of the model that one batch needs: read before it, written by save()."""
 
-    def __init__(self, db: Db) -> None:
+    def __init__(self, db: Db, watches: Sequence[WatchStarted]) -> None:
         self.db = db
-        self.titles = _Titles(db)
-        self.viewers: dict[str, Viewer] = {}
-        self.seen: dict[str, set[str]] = {}
+        users = sorted({watch.user for watch in watches})
+        self.viewers = _viewers(db, users)
+        self.seen = _seen(db, users)
+        recent = {video for viewer in self.viewers.values() for video in viewer.recent}
+        self.titles = _titles(db, sorted(recent.union(watch.video for watch in watches)))
         self.newly_seen: list[tuple[str, str]] = []
         self.ranking: list[str] = []
         self.walks: dict[str, Iterator[str]] = {}
@@ -73,7 +80,7 @@ class Model:
 
     def watched(self, watch: WatchStarted) -> RecommendationUpdated | None:
         """Take in one watch; what to tell the user, if it is new enough."""
-        viewer, seen = self._viewer(watch.user), self._seen(watch.user)
+        viewer, seen = self.viewers[watch.user], self.seen[watch.user]
         if watch.video not in seen:
             self._judge(watch.user, viewer, seen, watch.video)
             seen.add(watch.video)
@@ -108,19 +115,13 @@ class Model:
         if viewer.announced and len(set(viewer.shown).difference(viewer.announced)) < TOP // 2:
             return None
         viewer.announced, viewer.announced_us = viewer.shown, watch.watched_us
-        return RecommendationUpdated(watch.user, tuple(map(self.titles.name, viewer.shown)), watch.watched_at)
+        return RecommendationUpdated(watch.user, self._names(viewer.shown), watch.watched_at)
 
-    def _viewer(self, user: str) -> Viewer:
-        if user not in self.viewers:
-            rows = self.db.execute("select state from recommendation_users where user = ?", (user,))
-            self.viewers[user] = msgspec.msgpack.decode(rows[0][0], type=Viewer) if rows else Viewer()
-        return self.viewers[user]
-
-    def _seen(self, user: str) -> set[str]:
-        if user not in self.seen:
-            rows = self.db.execute("select video from recommendation_seen where user = ?", (user,))
-            self.seen[user] = {video for (video,) in rows}
-        return self.seen[user]
+    def _names(self, videos: Sequence[str]) -> tuple[str, ...]:
+        """What titles are called, also those the batch has not read."""
+        others = [video for video in videos if video not in self.titles]
+        names = dict(rows_of(self.db, "select video, title from recommendation_titles where video in", others))
+        return tuple(self.titles[video].title if video in self.titles else names.get(video, video) for video in videos)
 
     def _ranked(self) -> Iterator[str]:
         """Titles by watches, as they were when the batch began."""
@@ -139,44 +140,38 @@ class Model:
 
     def save(self) -> None:
         """Write what the batch has changed."""
-        self.titles.save()
+        self.db.executemany(
+            "insert into recommendation_titles values (?, ?, ?, ?) on conflict (video) do update "
+            "set title = excluded.title, watches = excluded.watches, neighbours = excluded.neighbours",
+            [(video, t.title, t.watches, msgspec.msgpack.encode(t.neighbours)) for video, t in self.titles.items()],
+        )
         self.db.executemany("insert into recommendation_seen values (?, ?)", self.newly_seen)
         self.db.executemany(
-            "insert or replace into recommendation_users values (?, ?, ?)",
+            'insert into recommendation_users values (?, ?, ?) on conflict ("user") do update '
+            "set state = excluded.state, shown = excluded.shown",
             [(user, msgspec.msgpack.encode(v), msgspec.json.encode(v.shown).decode()) for user, v in self.viewers.items()],
         )
         self.db.executemany(
-            "insert into recommendation_judged values (?, ?) on conflict do update set n = n + excluded.n",
+            "insert into recommendation_judged values (?, ?) "
+            "on conflict (what) do update set n = recommendation_judged.n + excluded.n",
             [("watches", self.judged), ("model", self.model_hits), ("popularity", self.popularity_hits)],
         )
 
 
-class _Titles(dict[str, Title]):
-    """Titles by video, read from the table when first asked for."""
+def _viewers(db: Db, users: Sequence[str]) -> dict[str, Viewer]:
+    rows = rows_of(db, 'select "user", state from recommendation_users where "user" in', users)
+    known = {user: msgspec.msgpack.decode(state, type=Viewer) for user, state in rows}
+    return {user: known.get(user) or Viewer() for user in users}
 
-    def __init__(self, db: Db) -> None:
-        super().__init__()
-        self.db = db
 
-    def __missing__(self, video: str) -> Title:
-        title = Title()
-        for name, watches, neighbours in self.db.execute(
-            "select title, watches, neighbours from recommendation_titles where video = ?", (video,)
-        ):
-            title = Title(name, watches, msgspec.msgpack.decode(neighbours, type=Weights))
-        self[video] = title
-        return title
+def _seen(db: Db, users: Sequence[str]) -> dict[str, set[str]]:
+    seen: dict[str, set[str]] = {user: set() for user in users}
+    for user, video in rows_of(db, 'select "user", video from recommendation_seen where "user" in', users):
+        seen[user].add(video)
+    return seen
 
-    def name(self, video: str) -> str:
-        """A title's name, without reading its neighbours."""
-        if video in self:
-            return self[video].title
-        rows = self.db.execute("select title from recommendation_titles where video = ?", (video,))
-        return rows[0][0] if rows else video
 
-    def save(self) -> None:
-        self.db.executemany(
-            "insert into recommendation_titles values (?, ?, ?, ?) on conflict do update "
-            "set title = excluded.title, watches = excluded.watches, neighbours = excluded.neighbours",
-            [(video, t.title, t.watches, msgspec.msgpack.encode(t.neighbours)) for video, t in self.items()],
-        )
+def _titles(db: Db, videos: Sequence[str]) -> dict[str, Title]:
+    rows = rows_of(db, "select video, title, watches, neighbours from recommendation_titles where video in", videos)
+    known = {video: Title(title, n, msgspec.msgpack.decode(neighbours, type=Weights)) for video, title, n, neighbours in rows}
+    return {video: known.get(video) or Title() for video in videos}

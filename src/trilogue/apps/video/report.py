@@ -1,6 +1,7 @@
 """What became of all the watches: read from the log and the services' tables, shown to people or programs.
 
-{"watches": 100836, "rejected": 0, "services": {"user": {"handled": 100836, "failed_attempts": 0, "dead": 0, …}, …},
+{"log": "sqlite:///…", "watches": 100836, "rejected": 0, "conflicts": 0,
+ "services": {"user": {"handled": 100836, "repeated": 0, "failed_attempts": 0, "dead": 0, …}, …},
  "answer_ms": {"chain": {"p50": …, "p99": …}, "events": {…}}, "hit_rate_at_10": {"model": …, "popularity": …},
  "outage": {…}, "top": {…}, "user": {…}, "elapsed_s": …}
 """
@@ -13,19 +14,25 @@ from rich.table import Table
 
 from trilogue import App
 from trilogue.apps.video.feed import AT_ONCE
+from trilogue.apps.video.handled import marks
 from trilogue.apps.video.platform import SERVICES
 from trilogue.durations import readable
+from trilogue.ports import Feature
 
 WATCH = "video.watch_started"
 Json = dict[str, Any]
 
 
-async def collect(app: App) -> Json:
-    """The part of the report that the log and the tables know."""
+async def collect(app: App, sent: int) -> Json:
+    """The part of the report that the log and the tables know.
+
+    sent: how many watches this program has published, which is what counts where the log does not: on a broker.
+    """
     status = await app.store.status()
     groups = {group.name: group for group in status.groups}
     return {
-        "watches": status.types.get(WATCH, 0),
+        "log": app.store.url,
+        "watches": status.types.get(WATCH, 0) if Feature.HISTORY in app.store.features else sent,
         "services": {name: await _service(app, groups[name]) for name in SERVICES},
         "hit_rate_at_10": await _hit_rates(app),
         "notifications": dict(await app.db("select what, n from notification_totals")),
@@ -36,9 +43,10 @@ async def collect(app: App) -> Json:
 
 
 async def _service(app: App, group: Any) -> Json:
-    handled = (await app.db(f"select count(*) from {group.name}_handled"))[0][0]
+    handled, repeated = [(await app.db(f"select count(*) from {group.name}_{which}"))[0][0] for which in ("handled", "repeated")]
     return {
         "handled": handled,
+        "repeated": repeated,
         "failed_attempts": group.failed,
         "retried": max(0, group.failed - group.dead),
         "dead": group.dead,
@@ -54,18 +62,20 @@ async def _hit_rates(app: App) -> Json:
 
 
 async def _top(app: App) -> Json:
-    rows = "select title, watches from ranking_titles order by {} desc limit 5"
+    rows = "select title, watches from ranking_titles order by {} desc, video limit 5"
     return {
         "all_time": [list(row) for row in await app.db(rows.format("watches"))],
         "trending": [list(row) for row in await app.db(rows.format("heat"))],
-        "genres": [list(row) for row in await app.db("select what, watches from analytics_genres order by watches desc limit 5")],
+        "genres": [
+            list(row) for row in await app.db("select what, watches from analytics_genres order by watches desc, what limit 5")
+        ],
         "hours": (await app.db("select count(*) from analytics_hours"))[0][0],
     }
 
 
 async def _user(app: App) -> Json | None:
     """The user with the most films, as an example."""
-    found = await app.db("select user, films from badge_progress order by films desc, user limit 1")
+    found = await app.db('select "user", films from badge_progress order by films desc, "user" limit 1')
     if not found:
         return None
     user, films = found[0]
@@ -80,25 +90,24 @@ async def _user(app: App) -> Json | None:
 
 async def taste(app: App, user: str) -> list[str]:
     """A user's genres, the dearest first."""
-    rows = await app.db("select genres from user_tastes where user = ?", (user,))
+    rows = await app.db('select genres from user_tastes where "user" = ?', (user,))
     weights = msgspec.json.decode(rows[0][0], type=dict[str, float]) if rows else {}
     return sorted(weights, key=weights.__getitem__, reverse=True)[:5]
 
 
 async def badges(app: App, user: str) -> list[str]:
     """What a user has won, the oldest first."""
-    rows = await app.db("select badge from badge_won where user = ? order by at_us, badge", (user,))
+    rows = await app.db('select badge from badge_won where "user" = ? order by at_us, badge', (user,))
     return [badge for (badge,) in rows]
 
 
 async def recommendations(app: App, user: str) -> list[str]:
     """The titles a user is shown, the best first."""
-    rows = await app.db(
-        "select coalesce(t.title, shown.value) from recommendation_users u join json_each(u.shown) shown "
-        "left join recommendation_titles t on t.video = shown.value where u.user = ? order by shown.key",
-        (user,),
-    )
-    return [title for (title,) in rows]
+    found = await app.db('select shown from recommendation_users where "user" = ?', (user,))
+    videos = msgspec.json.decode(found[0][0], type=list[str]) if found else []
+    titles = f"select video, title from recommendation_titles where video in ({marks(videos)})"
+    called = dict(await app.db(titles, videos)) if videos else {}
+    return [called.get(video, video) for video in videos]
 
 
 # ── for people ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -186,6 +195,8 @@ def _trouble_lines(report: Json) -> list[str]:
     ]
     if report["rejected"]:
         lines.append(f"{report['rejected']:,} rows were no watches: see {report['rejects_file']}")
+    if repeated := sum(service["repeated"] for service in report["services"].values()):
+        lines.append(f"{repeated:,} times a watch that a service knew came again, and was passed over")
     if report["conflicts"]:
         lines.append(f"{report['conflicts']:,} watches are on the log with another title or other genres, and stay as they are")
     return lines

@@ -7,11 +7,13 @@ One row per user, bounded by the number of genres.
 """
 
 from collections.abc import Iterable
+from collections.abc import Set as AbstractSet
 
 import msgspec
 
 from trilogue import Db, Retry, Router
 from trilogue.apps.video.events import WatchStarted
+from trilogue.apps.video.handled import create_handled, forget_handled, fresh, rows_of
 
 HALF_LIFE_US = 30 * 86_400_000_000
 FADED = 0.001
@@ -22,37 +24,36 @@ router = Router()
 @router.setup
 def tables(db: Db) -> None:
     """The read model, and which watches are in it."""
-    db.execute("create table if not exists user_handled (watch text primary key) without rowid")
-    db.execute("create table if not exists user_tastes (user text primary key, genres text not null, as_of_us integer not null)")
+    create_handled(db, "user")
+    db.execute('create table if not exists user_tastes ("user" text primary key, genres text not null, as_of_us bigint not null)')
 
 
 def reset(db: Db) -> None:
     """Forget everything, before a replay."""
-    db.execute("delete from user_handled")
+    forget_handled(db, "user")
     db.execute("delete from user_tastes")
 
 
 @router.on(group="user", retry=Retry(25, "20ms..1s"), batch=500, start="beginning", reset=reset)
 def update_taste(watches: list[WatchStarted], db: Db) -> None:
     """Add the genres of each watch to its user's taste."""
-    # A plain insert: a watch counted twice would fail here, loudly.
-    db.executemany("insert into user_handled (watch) values (?)", [(w.session,) for w in watches])
-    tastes: dict[str, tuple[dict[str, float], int]] = {}
+    watches = fresh(db, "user", watches)
+    tastes = load(db, {watch.user for watch in watches})
     for watch in watches:
-        weights, as_of_us = tastes.get(watch.user) or load(db, watch.user)
+        weights, as_of_us = tastes.get(watch.user, ({}, 0))
         now_us = max(watch.watched_us, as_of_us)
         tastes[watch.user] = _added(weights, watch.genres, now_us - as_of_us), now_us
     db.executemany(
-        "insert or replace into user_tastes values (?, ?, ?)",
+        'insert into user_tastes values (?, ?, ?) on conflict ("user") do update '
+        "set genres = excluded.genres, as_of_us = excluded.as_of_us",
         [(user, msgspec.json.encode(weights).decode(), us) for user, (weights, us) in tastes.items()],
     )
 
 
-def load(db: Db, user: str) -> tuple[dict[str, float], int]:
-    """A user's weight per genre, and as of when (microseconds since 1970)."""
-    for genres, as_of_us in db.execute("select genres, as_of_us from user_tastes where user = ?", (user,)):
-        return msgspec.json.decode(genres, type=dict[str, float]), as_of_us
-    return {}, 0
+def load(db: Db, users: AbstractSet[str]) -> dict[str, tuple[dict[str, float], int]]:
+    """Weight per genre of those of these users who have any, and as of when (microseconds since 1970)."""
+    rows = rows_of(db, 'select "user", genres, as_of_us from user_tastes where "user" in', sorted(users))
+    return {user: (msgspec.json.decode(genres, type=dict[str, float]), as_of_us) for user, genres, as_of_us in rows}
 
 
 def _added(weights: dict[str, float], genres: Iterable[str], elapsed_us: int) -> dict[str, float]:

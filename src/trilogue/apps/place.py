@@ -1,0 +1,115 @@
+"""Where a demonstration keeps its log: a throw-away file, a file of one's own, or whatever a URL names.
+
+nothing                              sqlite:///…            a file that is gone afterwards
+--db bank.db                         sqlite:///bank.db      running again goes on where it ended
+--url postgresql://…                 that store             the same
+--url kafka://… [--store sqlite:…]   kafka://…?prefix=demo-3f9c1a2b-, unless the URL names a prefix
+
+Queues and topics belong to the store beside them: its prefix is kept in it, so that running again with this store goes on where it
+ended, and a new store begins with empty ones. Without --store it is a throw-away file, and they are removed afterwards.
+"""
+
+import secrets
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import parse_qsl, quote, urlencode
+
+from trilogue.brokers import DEFAULT_STORE, is_broker
+from trilogue.errors import BadOption
+from trilogue.ports import Store
+from trilogue.stores import open_store
+from trilogue.urls import redacted, split
+
+OWNER, PREFIX = "trilogue.demo", "prefix"
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A log, as App(url, store=store) opens it. kept: whether it is still there afterwards."""
+
+    url: str
+    store: str = DEFAULT_STORE
+    kept: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What was asked for, on the command line. url, store: as for App. db: a file instead of a URL. All None: a throw-away file."""
+
+    url: str | None = None
+    store: str | None = None
+    db: str | None = None
+
+
+def check_wanted(wanted: Wanted) -> None:
+    """Raises BadOption if it makes no sense."""
+    if wanted.url is not None and wanted.db is not None:
+        raise BadOption("--url and --db both name a log: give one of them")
+    if wanted.store is not None and (wanted.url is None or not is_broker(wanted.url)):
+        shown = "no --url" if wanted.url is None else redacted(wanted.url)
+        raise BadOption(f"--store belongs beside amqp:// and kafka:// only, and there is {shown}")
+    if wanted.db is not None:
+        file_of(wanted.db)
+
+
+def file_of(db: str) -> Path:
+    """The file to keep the log in; raises BadOption if there cannot be one."""
+    path = Path(db).expanduser().absolute()
+    if path.is_dir():
+        raise BadOption(f"db {db!r} is a folder: expected the file to keep the log in")
+    if not path.parent.is_dir():
+        raise BadOption(f"db {db!r} cannot be made: there is no folder '{path.parent}'")
+    return path
+
+
+@asynccontextmanager
+async def place(wanted: Wanted, **options: str) -> AsyncIterator[Place]:
+    """The log that was asked for. options: of a kafka:// URL that does not name them itself.
+
+    Raises BadOption, Unavailable.
+    """
+    check_wanted(wanted)
+    if wanted.db is not None:
+        yield Place(f"sqlite:///{quote(str(file_of(wanted.db)))}")
+    elif wanted.url is None:
+        with _throw_away() as url:
+            yield Place(url, kept=False)
+    elif not is_broker(wanted.url):
+        yield Place(wanted.url)
+    elif wanted.store is not None:
+        yield Place(await _own(wanted.url, wanted.store, options), wanted.store)
+    else:
+        with _throw_away() as store:
+            yield Place(await _own(wanted.url, store, options), store, kept=False)
+
+
+@contextmanager
+def _throw_away() -> Iterator[str]:
+    with tempfile.TemporaryDirectory(prefix="trilogue-") as folder:
+        yield f"sqlite:///{quote(folder)}/demo.db"
+
+
+async def _own(url: str, store: str, options: dict[str, str]) -> str:
+    """The broker's URL with the names this store uses on it."""
+    parts = split(url)
+    given = dict(parse_qsl(parts.query, keep_blank_values=True))
+    ours = options if parts.scheme.startswith("kafka") else {}
+    if PREFIX not in given:
+        ours = {**ours, PREFIX: await _kept_prefix(open_store(store))}
+    return parts._replace(query=urlencode({**ours, **given})).geturl()
+
+
+async def _kept_prefix(store: Store) -> str:
+    """The prefix this store has used before; a new one, used from now on, if there is none."""
+    await store.open()
+    try:
+        new = f"demo-{secrets.token_hex(4)}-"
+        kept = await store.state(OWNER, PREFIX)
+        if kept is None:
+            await store.transact(lambda tx: tx.set_state(OWNER, PREFIX, new.encode()))
+        return new if kept is None else kept.decode()
+    finally:
+        await store.close()

@@ -1,0 +1,3 @@
+"""RabbitMQ as a broker."""
+
+from trilogue.brokers.rabbitmq import link as link

@@ -1,0 +1,217 @@
+"""One group's queue as it is read here: deliveries that wait to be taken, and acknowledgements of whatever is finished.
+
+delivery tags of one channel:   1  2  3  4  5  6  7  8 …
+finished so far                 ■  ■  ■     ■
+finished now                             ■     ■          ─▶ ack(4, multiple)   ack(6)
+next                                              ↑ low = 7: everything below is finished and acknowledged
+
+A multiple acknowledgement names the newest tag of the prefix that is finished *now*: one that names a tag which is acknowledged
+already closes the channel.
+"""
+
+import asyncio
+import struct
+from collections import deque
+from collections.abc import Sequence
+
+from pika import spec
+
+from trilogue.brokers.rabbitmq import topology
+from trilogue.brokers.rabbitmq.link import FRAME_END, Channel, Link, method_frame
+from trilogue.brokers.rabbitmq.messages import record
+from trilogue.brokers.rabbitmq.options import Options
+from trilogue.errors import Unavailable
+from trilogue.events import Delivery, Group, Lease, now_us
+from trilogue.ports import LaneStatus
+
+_ACK = struct.Struct(">BHIIQB")
+_NEVER_US = 1 << 62
+
+
+def _no_clock() -> int:
+    return 0
+
+
+class Consumer:
+    """The deliveries of one group. One Lease per channel: all of them are lost together.
+
+    is_direct: no store stands beside the broker: the broker counts the attempts.
+    """
+
+    def __init__(self, options: Options, group: Group, *, is_direct: bool) -> None:
+        self.group, self._options, self._is_direct = group, options, is_direct
+        self._loop = asyncio.get_running_loop()
+        self._channel: Channel | None = None
+        self._lease = Lease(0, 0, _NEVER_US, _no_clock)
+        self._lease.revoked = True
+        self._buffer: deque[Delivery] = deque()
+        self._last = 0  # the newest tag
+        self._low = 1
+        self._done: set[int] = set()  # acknowledged above low
+        self._moved_at = self._loop.time()
+        self._arrived: asyncio.Future[None] | None = None
+        self.is_paused = False
+        self.is_ending = False
+
+    # ── the channel ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def start(self, link: Link) -> asyncio.Future[Unavailable]:
+        """Consume over this connection from now on; returns what is done when that has ended."""
+        await topology.declare_group(link, self._options, self.group, is_direct=self._is_direct)
+        channel = await link.channel()
+        await channel.call(spec.Basic.Qos(0, self._options.prefetch, False))
+        self._begin(channel)
+        channel.on_delivery = self._deliver
+        channel.closed.add_done_callback(lambda _: self._lost(channel))
+        try:
+            await channel.call(spec.Basic.Consume(queue=self._options.queue(self.group.name), consumer_tag="trilogue"))
+            await self._check(link)
+        except BaseException:
+            await channel.close()
+            raise
+        return channel.closed
+
+    async def _check(self, link: Link) -> None:
+        """Whether the server knows of a consumer: a connection that is back without its consumer would stand still for good."""
+        found = await topology.look(link, self._options.queue(self.group.name))
+        if found is None or not found.consumers:
+            raise Unavailable(f"{self._options.url}: the queue of group {self.group.name!r} has no consumer after consuming began")
+
+    async def verify(self) -> None:
+        """End the channel if the server does not know its consumer any more."""
+        channel = self._channel
+        if channel is None or channel.link.lost.done():
+            return
+        try:
+            await self._check(channel.link)
+        except Unavailable as error:
+            if not channel.closed.done():
+                channel.closed.set_result(error)
+
+    def _begin(self, channel: Channel) -> None:
+        self._channel = channel
+        self._lease = Lease(0, self._lease.epoch + 1, _NEVER_US, _no_clock)
+        self._last, self._low = 0, 1
+        self._done.clear()
+        self._buffer.clear()
+
+    def _lost(self, channel: Channel) -> None:
+        if self._channel is not channel:
+            return
+        self._channel = None
+        self._lease.revoked = True
+        self._buffer.clear()
+        self.wake()
+        if not channel.link.lost.done():  # cancelled by the server, or one that failed alone
+            channel.link.channels.pop(channel.number, None)
+            channel.link.write(method_frame(channel.number, spec.Channel.Close(200, "", 0, 0)))
+
+    async def settle(self) -> None:
+        """Return when the server has seen every acknowledgement: a call is answered after what was sent before it."""
+        if self._channel is not None:
+            await self._channel.call(spec.Basic.Qos(0, self._options.prefetch, False))
+
+    async def stop(self) -> None:
+        """Stop consuming this group alone."""
+        self.is_ending = True
+        if self._channel is not None:
+            await self._channel.close()
+
+    # ── in ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _deliver(self, tag: int, redelivered: int, routing_key: str, properties: bytes, body: bytes) -> None:
+        made, headers = record(routing_key, properties, body, position=tag, now_us=now_us())
+        attempt = self._attempt(redelivered, headers) if self._is_direct and redelivered else 1
+        if self._last + 1 == self._low:
+            self._moved_at = self._loop.time()
+        self._last = tag
+        self._buffer.append(Delivery(made, self.group.name, self._lease, attempt))
+        if self._arrived is not None:
+            self.wake()
+
+    def _attempt(self, redelivered: int, headers: dict[str, object]) -> int:
+        """Quorum queues count; a classic one only says that it is not the first time."""
+        count = headers.get("x-delivery-count")
+        return count + 1 if isinstance(count, int) and count > 0 else 2
+
+    def wake(self) -> None:
+        """Let receive() look again."""
+        if self._arrived is not None and not self._arrived.done():
+            self._arrived.set_result(None)
+        self._arrived = None
+
+    async def receive(self, limit: int, wait_s: float) -> list[Delivery]:
+        """Take what has arrived, waiting for the first."""
+        if not self._ready and wait_s > 0:
+            self._arrived = self._arrived or self._loop.create_future()
+            await asyncio.wait([self._arrived], timeout=wait_s)
+        if not self._ready:
+            return []
+        buffer = self._buffer
+        return [buffer.popleft() for _ in range(min(limit, len(buffer)))]
+
+    @property
+    def _ready(self) -> bool:
+        return bool(self._buffer) and not self.is_paused and not self.is_ending
+
+    # ── out ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def acknowledge(self, deliveries: Sequence[Delivery]) -> list[Delivery]:
+        """These are finished; returns those whose channel is gone."""
+        lost = [d for d in deliveries if d.lease is not self._lease or self._lease.revoked]
+        fresh = {d.record.position for d in deliveries if d.lease is self._lease} if not self._lease.revoked else set()
+        fresh = {tag for tag in fresh if tag >= self._low and tag not in self._done}
+        prefix = self._finish(fresh)
+        if self._channel is not None and (prefix or fresh):
+            number = self._channel.number
+            frames = [_ACK.pack(1, number, 13, spec.Basic.Ack.INDEX, prefix, 1) + FRAME_END] if prefix else []
+            frames += [_ACK.pack(1, number, 13, spec.Basic.Ack.INDEX, tag, 0) + FRAME_END for tag in sorted(fresh)]
+            self._channel.link.write(b"".join(frames))
+        return lost
+
+    def _finish(self, fresh: set[int]) -> int:
+        """Move the prefix over what is finished; leaves in `fresh` what lies beyond, returns the newest that does not."""
+        prefix, low, done = 0, self._low, self._done
+        while True:
+            if low in fresh:
+                fresh.discard(low)
+                prefix = low
+            elif low in done:
+                done.discard(low)
+            else:
+                break
+            low += 1
+        if fresh or prefix:
+            self._moved_at = self._loop.time()
+        self._low = low
+        done |= fresh
+        return prefix
+
+    def release(self, deliveries: Sequence[Delivery]) -> None:
+        """Hand back: to the queue where the broker counts the attempts, else to what waits here, in order."""
+        known = {d.record.position for d in self._buffer} | self._done
+        own = [d for d in deliveries if d.lease is self._lease and not self._lease.revoked]
+        own = [d for d in own if d.record.position >= self._low and d.record.position not in known]
+        if not own or self._channel is None:
+            return
+        if self._is_direct and not self.group.ordered:
+            tags = sorted({d.record.position for d in own})
+            nack = b"".join(_ACK.pack(1, self._channel.number, 13, spec.Basic.Nack.INDEX, tag, 2) + FRAME_END for tag in tags)
+            self._channel.link.write(nack)
+            self._finish(set(tags))
+            return
+        self._buffer = deque(sorted([*own, *self._buffer], key=lambda d: d.record.position))
+        self.wake()
+
+    # ── how far ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def in_flight(self) -> int:
+        """How many were received here and are not acknowledged."""
+        return 0 if self._lease.revoked else self._last + 1 - self._low - len(self._done)
+
+    def status(self, ready: int | None) -> LaneStatus:
+        """ready: how many wait in the queue, None if that is not known."""
+        out = self.in_flight
+        stalled_s = self._loop.time() - self._moved_at if out else 0.0
+        return LaneStatus(self._options.queue(self.group.name), None if ready is None else ready + out, out, stalled_s)
