@@ -66,7 +66,7 @@ def test_bank_tells_it_to_people(capsys: Captured) -> None:
 
 
 def test_a_broken_invariant_is_exit_code_1(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def broken(app: object) -> dict[str, bool]:
+    async def broken(app: object, ledger: object) -> dict[str, bool]:
         return {"money_neither_made_nor_lost": False}
 
     monkeypatch.setattr(demo, "check", broken)

@@ -21,7 +21,7 @@ from datetime import datetime
 from time import monotonic
 from typing import Any
 
-from trilogue import codec, projections
+from trilogue import codec, features, projections
 from trilogue.brokers import DEFAULT_STORE, open_log
 from trilogue.builds import projection_of, refuse_replay
 from trilogue.durations import Duration, microseconds, seconds
@@ -120,7 +120,7 @@ class App(Router, Reading, Streams, History, Projections):
 
     async def __aenter__(self) -> "App":
         if not self._opened:
-            _ = self.known
+            features.check(self.store.url, self.store.features, self.subscriptions, self.declared, self.known.values())
             await self.store.open()
             self.keys.open(keys_path(self.store))
             try:

@@ -13,6 +13,7 @@
     │  ├─ Rejected            stored=False: too large, refused; sending it again unchanged will not help
     │  │  └─ StorageFull      stored=False: no room; the same call succeeds once there is room
     │  ├─ Unavailable         stored=False: cannot be opened or reached
+    │  ├─ OutOfRange          stored=False: what a group has yet to read is not kept any more; somebody has to choose
     │  ├─ OutcomeUnknown      stored=None: may or may not be stored; repeating it with the same id is harmless
     │  └─ LeaseLost           stored=False: another worker owns it now; nothing of this settlement happened
     ├─ Conflict               the stream has another version, or the id is stored with other content
@@ -83,6 +84,10 @@ class StorageFull(Rejected):
 
 class Unavailable(LogError):
     """The log cannot be opened or reached."""
+
+
+class OutOfRange(LogError):
+    """What a group has yet to read is not kept any more: going on means leaving something out, which somebody has to choose."""
 
 
 class OutcomeUnknown(LogError):

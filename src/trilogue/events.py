@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import msgspec
 
-from trilogue.errors import BadOption, UnknownEvent
+from trilogue.errors import BadOption, TwiceNamed, UnknownEvent
 from trilogue.patterns import check_type
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ T = TypeVar("T")
 KEY_CHARS = 512
 MOST_VERSION = 2**31 - 1
 _MARK = "__trilogue_event__"
+_topics: dict[str, str] = {}
 
 
 # ── event classes ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -74,11 +75,11 @@ def event(
     key: the field whose value orders deliveries; None: any order.
     version: the schema version, from 1. upcast: for each older version the pure function that makes the next one's data of
     it (None: it reads as it is): `{1: rename_amount, 2: None}` for version 3.
-    topic: the Kafka topic; None: the first word of the name.
+    topic: the Kafka topic; None: the first word of the name with "-events".
     tags: fields by which decisions across streams find the event, as `course:c1` for field course.
     personal: fields that are sealed with the key of the person whom the field `subject` names, and erased with it.
     Raises BadPattern for a name that cannot be a type, BadOption for a version out of 1 to 2³¹ - 1, a version without a way
-    from it to the next, or personal fields without a subject.
+    from it to the next, or personal fields without a subject, TwiceNamed for a second topic of the same type.
 
     >>> @event("video.watched", key="user")
     ... @dataclass(frozen=True)
@@ -91,6 +92,8 @@ def event(
         raise BadOption(f"version of event {name!r} is {version!r}: expected a whole number, 1 to {MOST_VERSION}")
     if bool(personal) != (subject is not None):
         raise BadOption(f"event {name!r}: personal= names the fields to seal and subject= the field that says whose: give both")
+    if topic is not None:
+        _name_topic(name, topic)
     mark = EventType(name, key, version, topic, tuple(tags), _upcasts(name, version, upcast), subject, tuple(personal))
 
     def declare(cls: type[T]) -> type[T]:
@@ -100,6 +103,17 @@ def event(
         return cls
 
     return declare
+
+
+def _name_topic(name: str, topic: str) -> None:
+    """Remember it by type: who publishes an Envelope and who subscribes to a pattern have no class to ask."""
+    if _topics.setdefault(name, topic) != topic:
+        raise TwiceNamed(f"event {name!r} is given the topics {_topics[name]!r} and {topic!r}: one type goes to one topic")
+
+
+def named_topics() -> Mapping[str, str]:
+    """The topics of all types that name one, of every class with @event in this process."""
+    return _topics
 
 
 def _upcasts(name: str, version: int, upcast: Mapping[int, Upcast | None] | None) -> tuple[Upcast | None, ...]:

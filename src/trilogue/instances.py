@@ -338,6 +338,14 @@ async def refuse_beside(store: Store, group: str) -> None:
             )
 
 
+def renamed(tx: Transaction, group: str, new: str) -> None:
+    """A group has another name now: if it is a process's, its program looks for it there."""
+    for name, body in tx.execute("select id, body from trilogue_state where owner = ?", (REGISTERED,)):
+        registered = msgspec.json.decode(body, type=_Registered)
+        if registered.group == group:
+            tx.set_state(REGISTERED, name, msgspec.json.encode(_Registered(new, registered.key)))
+
+
 async def _registered(store: Store) -> dict[str, _Registered]:
     return {state.id: msgspec.json.decode(state.body, type=_Registered) for state in await store.states(REGISTERED, limit=PAGE)}
 
@@ -389,9 +397,9 @@ def _unborn(process: str, id: str, failing: Sequence[_Failing]) -> ProcessInstan
 
 
 _HELD = """
-select h.position, h.state, h.attempt, h.error, t.name, r.recorded_us, r.data
+select h.position, h.state, h.attempt, h.error, h.record, t.name, r.recorded_us, r.data
 from trilogue_groups g join trilogue_held h on h.group_id = g.id
-join trilogue_records r on r.position = h.position join trilogue_types t on t.id = r.type
+left join trilogue_records r on r.position = h.position and h.record is null left join trilogue_types t on t.id = r.type
 where g.name = ? and h.failed_us is not null order by h.position limit ?"""
 
 
@@ -399,7 +407,10 @@ async def _failing(store: Store, process: str, registered: _Registered) -> list[
     """Records of the process's group that are dead, parked or tried again, and name an instance."""
     rows = await store.query(_HELD, (registered.group, MOST_FAILING))
     found = []
-    for position, state, attempt, error, type, recorded_us, data in rows:
+    for position, state, attempt, error, body, type, recorded_us, data in rows:
+        if body is not None:  # a broker's
+            record = msgspec.msgpack.decode(body, type=Record)
+            type, recorded_us, data = record.type, record.recorded_us, record.data
         id = _named(data, "id" if type == TIMER_TYPE + process else registered.key)
         if id is not None:
             is_what = (f"is tried again, attempt {attempt} being next", "is parked", "is a dead letter")[state]

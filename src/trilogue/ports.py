@@ -160,6 +160,13 @@ class Transaction(Db, Protocol):
         """Forget a group, its cursor and everything held for it; raises UnknownEvent."""
         ...
 
+    def rename_group(self, name: str, new: str) -> None:
+        """Give a group another name: its cursor and what is held for it go along, and who works for the old one has lost it.
+
+        Raises UnknownEvent for a group that is not there, TwiceNamed if there is one of the new name.
+        """
+        ...
+
     def drop_held(self, name: str, position: int) -> None:
         """Forget that a group gave up on a record; a parked key goes on with what follows."""
         ...

@@ -5,13 +5,13 @@ python service.py work FOLDER URL [SLEEP_S]               append-only FOLDER/han
 """
 
 import asyncio
+import contextlib
 import json
-import os
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+from history import History
 
 from trilogue import App, Db, Envelope, Retry, derived_id, event
 from trilogue.errors import LogError
@@ -34,16 +34,6 @@ class Echo:
     n: int
 
 
-class History:
-    """An append-only file of JSON lines; one write each, so that a kill -9 cuts at most the last."""
-
-    def __init__(self, folder: Path, kind: str) -> None:
-        self._file = os.open(folder / f"{kind}-{os.getpid()}.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-
-    def write(self, *rows: dict[str, Any]) -> None:
-        os.write(self._file, b"".join(json.dumps(row).encode() + b"\n" for row in rows))
-
-
 def step_id(key: str, n: int) -> str:
     return derived_id(EPOCH_US + n, key, n)
 
@@ -62,11 +52,9 @@ def make_app(url: str, history: History | None, sleep_s: float = 0.0) -> App:
 
     @app.on(group="plain", start="beginning", retry=Retry(3, "10ms"))
     async def plain(e: Step) -> None:
-        entered = time.monotonic_ns()
-        if sleep_s:
-            await asyncio.sleep(sleep_s)
-        if history is not None:
-            history.write({"key": e.key, "n": e.n, "from": entered, "to": time.monotonic_ns(), "pid": os.getpid()})
+        with history.handling("plain", e.key, e.n) if history else contextlib.nullcontext():
+            if sleep_s:
+                await asyncio.sleep(sleep_s)
 
     @app.on(group="emitting", start="beginning")
     async def emitting(e: Step) -> Echo:
@@ -91,13 +79,13 @@ async def publish(folder: Path, url: str, publisher: int, events: int) -> None:
         while n < events // KEYS:
             batch = range(n, min(n + 25, events // KEYS))
             envelopes: list[Envelope] = [app.envelope(Step(key, i), id=step_id(key, i), time_us=EPOCH_US + i) for i in batch]
-            history.write({"key": key, "from": n, "to": batch[-1], "outcome": "begun"})
+            history.published(key, n, batch[-1], "begun")
             try:
                 await app.publish_many(envelopes)
             except LogError as error:
-                history.write({"key": key, "from": n, "to": batch[-1], "outcome": "unknown" if error.stored is None else "no"})
+                history.published(key, n, batch[-1], "unknown" if error.stored is None else "rejected")
                 continue
-            history.write({"key": key, "from": n, "to": batch[-1], "outcome": "stored"})
+            history.published(key, n, batch[-1], "stored")
             n = batch[-1] + 1
 
     async with app:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import apsw
-from service import History
+from history import History
 
 from trilogue import Aggregate, App, Boundary, Conflict, Db, Decision, Envelope, Snapshot, event, new_id, tag
 

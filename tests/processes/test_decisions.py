@@ -10,12 +10,12 @@ from typing import Any
 
 import msgspec
 import pytest
+from crew import Crew, until
 from teller import ACCOUNTS, SEATS, START, Account, Moved, make_app, request, rows_of
-from test_kills import Crew, until
 
 from trilogue import App, Record
 
-TELLER = str(Path(__file__).with_name("teller.py"))
+TELLER = Path(__file__).with_name("teller.py")
 KILLING_S = 12.0
 KILL_EVERY_S = 1.0
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(120)]
@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.processes, pytest.mark.timeout(120)]
 
 @pytest.fixture
 def crew(tmp_path: Path) -> Iterator[Crew]:
-    crew = Crew(tmp_path, f"sqlite:///{tmp_path}/bank.db?lease_s=2", TELLER)
+    crew = Crew(tmp_path, TELLER, f"sqlite:///{tmp_path}/bank.db?lease_s=2")
     yield crew
     crew.end()
 
@@ -41,7 +41,7 @@ def test_sixteen_writers_after_the_same_seats(crew: Crew) -> None:
     told = list(rows_of(crew.folder, "race"))
 
     async def read() -> tuple[list[Record], list[Record]]:
-        async with make_app(crew.url) as app:
+        async with make_app(crew.given[0]) as app:
             return await everything(app, types="seat.taken"), await everything(app, stream="race")
 
     taken, versions = asyncio.run(read())
@@ -71,7 +71,7 @@ def test_tellers_killed_every_second(crew: Crew) -> None:
         crew.start(*args)
     (crew.folder / "stop").touch()
     assert [crew.running[args].wait(60) for args in tellers] == [0, 0], crew.log("teller")
-    records, facts = asyncio.run(finished(crew.url))
+    records, facts = asyncio.run(finished(crew.given[0]))
     rows = list(rows_of(crew.folder, "teller"))
     wrong = judge(records, rows, facts)
     print(f"{kills} kills, {len(records)} events, {len({row['id'] for row in rows})} requests")

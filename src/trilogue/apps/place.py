@@ -5,8 +5,8 @@ nothing                              sqlite:///…            a file that is gon
 --url postgresql://…                 that store             the same
 --url kafka://… [--store sqlite:…]   kafka://…?prefix=demo-3f9c1a2b-, unless the URL names a prefix
 
-Queues and topics belong to the store beside them: its prefix is kept in it, so that running again with this store goes on where it
-ended, and a new store begins with empty ones. Without --store it is a throw-away file, and they are removed afterwards.
+Queues and topics belong to the store beside them: their prefix is kept in it, so that running again with this store goes on
+where it ended, and a new store begins with empty ones. Without --store it is a throw-away file, and they are removed afterwards.
 """
 
 import secrets
@@ -23,6 +23,7 @@ from trilogue.ports import Store
 from trilogue.stores import open_store
 from trilogue.urls import redacted, split
 
+KAFKA = {"linger": "10ms", "batch_bytes": "16384", "retries": "3"}  # for place(): few large requests, as for a stream of events
 OWNER, PREFIX = "trilogue.demo", "prefix"
 
 
@@ -37,7 +38,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What was asked for, on the command line. url, store: as for App. db: a file instead of a URL. All None: a throw-away file."""
+    """What was asked for. url, store: as App takes them. db: a file instead. Nothing of the three: a throw-away file."""
 
     url: str | None = None
     store: str | None = None
@@ -78,7 +79,7 @@ async def place(wanted: Wanted, **options: str) -> AsyncIterator[Place]:
         with _throw_away() as url:
             yield Place(url, kept=False)
     elif not is_broker(wanted.url):
-        yield Place(wanted.url)
+        yield Place(wanted.url, kept=split(wanted.url).scheme != "memory")
     elif wanted.store is not None:
         yield Place(await _own(wanted.url, wanted.store, options), wanted.store)
     else:

@@ -11,8 +11,8 @@ from faststream import AckPolicy
 from faststream.confluent import KafkaBroker, KafkaPublishMessage
 
 from trilogue.bench import raw_kafka
-from trilogue.bench.faststream_rabbit import Counted, Watched, sample
-from trilogue.bench.figures import WRITERS
+from trilogue.bench.events import WRITERS
+from trilogue.bench.faststream_events import Counted, Watched, sample
 from trilogue.bench.measured import PATIENCE_S, Measured, Stretch
 from trilogue.bench.place import Place
 from trilogue.bench.raw_kafka import counts_topic, events_topic

@@ -9,10 +9,10 @@ from collections.abc import Callable
 
 from faststream import AckPolicy
 from faststream.rabbit import Channel, ExchangeType, QueueType, RabbitBroker, RabbitExchange, RabbitQueue
-from pydantic import BaseModel
 
 from trilogue.bench import raw_pika
-from trilogue.bench.figures import KEYS, WRITERS
+from trilogue.bench.events import WRITERS
+from trilogue.bench.faststream_events import Counted, Watched, sample
 from trilogue.bench.measured import PATIENCE_S, Measured, Stretch
 from trilogue.bench.place import Place
 from trilogue.bench.raw_pika import COUNTED, WATCHED, exchange_of, queue_of
@@ -20,32 +20,14 @@ from trilogue.bench.raw_pika import COUNTED, WATCHED, exchange_of, queue_of
 SIDE = "FastStream"
 
 
-class Watched(BaseModel):
-    """The same small event."""
-
-    user: str
-    video: str
-    position_s: int
-
-
-class Counted(BaseModel):
-    """What a handler emits."""
-
-    user: str
-    count: int
-
-
-def sample(n: int) -> Watched:
-    """The n-th event."""
-    return Watched(user=f"user-{n % KEYS}", video=f"video-{n % 977}", position_s=n)
-
-
 def _exchange(at: Place) -> RabbitExchange:
     return RabbitExchange(exchange_of(at), type=ExchangeType.TOPIC, durable=True)
 
 
 def _queue(at: Place, type_name: str) -> RabbitQueue:
-    return RabbitQueue(queue_of(at, type_name), queue_type=QueueType.QUORUM, durable=True, routing_key=type_name)
+    return RabbitQueue(
+        queue_of(at, type_name), queue_type=QueueType(raw_pika.queue_type_of(at)), durable=True, routing_key=type_name
+    )
 
 
 def _broker(at: Place) -> RabbitBroker:
@@ -80,7 +62,9 @@ async def _published(at: Place, events: int, tasks: int) -> float:
 
         async def publisher(start: int) -> None:
             for n in range(start, events, tasks):
-                await broker.publish(batch[n], exchange=exchange, routing_key=WATCHED, persist=True, headers={"key": batch[n].user})
+                await broker.publish(
+                    batch[n], exchange=exchange, routing_key=WATCHED, persist=True, headers={"key": batch[n].user}
+                )
 
         began = time.perf_counter()
         await asyncio.gather(*(publisher(start) for start in range(min(tasks, events))))

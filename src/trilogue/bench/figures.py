@@ -1,58 +1,44 @@
-"""What trilogue does on a durable SQLite file, in events per second; each figure on a fresh file."""
+"""What trilogue does, in events per second: the same program on every URL, each time on a fresh log.
+
+A broker hands a group only what comes after the group, so every group is there before what it is to read.
+"""
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
-from pathlib import Path
-
-import msgspec
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 from trilogue.app import App
-from trilogue.events import event
+from trilogue.bench.durable import checked
+from trilogue.bench.events import WRITERS, Counted, Watched, sample
+from trilogue.bench.measured import PATIENCE_S, Measured, Stretch
+from trilogue.bench.place import Place
+from trilogue.events import Group
 
-WRITERS = 64
-KEYS = 1_000
-
-
-@event("bench.watched", key="user")
-class Watched(msgspec.Struct, frozen=True):
-    """A typical small event."""
-
-    user: str
-    video: str
-    position_s: int
+SIDE = "trilogue"
+GROUP = "bench"
 
 
-@event("bench.counted", key="user", topic="bench-counts")
-class Counted(msgspec.Struct, frozen=True):
-    """What a handler emits."""
-
-    user: str
-    count: int
-
-
-def sample(n: int) -> Watched:
-    """The n-th event."""
-    return Watched(f"user-{n % KEYS}", f"video-{n % 977}", n)
+@asynccontextmanager
+async def _publishing(at: Place) -> AsyncIterator[App]:
+    """An App whose events somebody will want: a queue's server keeps nothing else."""
+    async with at.app() as app:
+        await app.store.bind([Group(GROUP, ("bench.watched",))], work=False)
+        yield app
 
 
-def app_on(folder: Path) -> App:
-    """An App on a new file in the folder."""
-    return App(f"sqlite:///{folder}/trilogue-{time.monotonic_ns()}.db", name="bench")
-
-
-async def publish_one(folder: Path, events: int) -> float:
+async def publish_one(at: Place, events: int) -> Measured:
     """One publish after the other, each awaited."""
-    async with app_on(folder) as app:
+    async with _publishing(at) as app:
         began = time.perf_counter()
         for n in range(events):
             await app.publish(sample(n))
-        return events / (time.perf_counter() - began)
+        return await checked(at, app, events / (time.perf_counter() - began), events, group=GROUP)
 
 
-async def publish_64(folder: Path, events: int) -> float:
+async def publish_64(at: Place, events: int) -> Measured:
     """64 tasks that each await their publishes."""
-    async with app_on(folder) as app:
+    async with _publishing(at) as app:
 
         async def publisher(start: int) -> None:
             for n in range(start, events, WRITERS):
@@ -60,56 +46,60 @@ async def publish_64(folder: Path, events: int) -> float:
 
         began = time.perf_counter()
         await asyncio.gather(*(publisher(start) for start in range(WRITERS)))
-        return events / (time.perf_counter() - began)
+        return await checked(at, app, events / (time.perf_counter() - began), events, group=GROUP)
 
 
-async def publish_many(folder: Path, events: int) -> float:
+async def publish_many(at: Place, events: int) -> Measured:
     """Batches of 1,000."""
-    async with app_on(folder) as app:
+    async with _publishing(at) as app:
         batch = [sample(n) for n in range(events)]
         began = time.perf_counter()
         await app.publish_many(batch)
-        return events / (time.perf_counter() - began)
+        return await checked(at, app, events / (time.perf_counter() - began), events, group=GROUP)
 
 
-async def consume_ordered(folder: Path, events: int) -> float:
+async def consume_ordered(at: Place, events: int) -> Measured:
     """A backlog through a typed handler, in order per key, settled durably."""
-    app = app_on(folder)
+    app, stretch = at.app(), Stretch(events)
 
-    @app.on(group="ordered", start="beginning")
+    @app.on(group=GROUP)
     async def handle(_: Watched) -> None:
-        return None
+        stretch.passed()
 
-    return await _drain(app, events)
+    return await _drained(app, stretch)
 
 
-async def consume_emit(folder: Path, events: int) -> float:
+async def consume_emit(at: Place, events: int) -> Measured:
     """The same, publishing one event for each with its settlement."""
-    app = app_on(folder)
+    app, stretch = at.app(), Stretch(events)
 
-    @app.on(group="emitting", start="beginning")
+    @app.on(group=GROUP)
     async def handle(e: Watched) -> Counted:
+        stretch.passed()
         return Counted(e.user, e.position_s)
 
-    return await _drain(app, events)
+    return await _drained(app, stretch)
 
 
-async def _drain(app: App, events: int) -> float:
+async def _drained(app: App, stretch: Stretch) -> Measured:
+    """From the first event handled until all are settled."""
     async with app:
-        await app.publish_many([sample(n) for n in range(events)])
-        began = time.perf_counter()
+        emitted = Group("counts", ("bench.counted",))
+        await app.store.bind([*(sub.group for sub in app.subscriptions), emitted], work=False)
+        await app.publish_many([sample(n) for n in range(stretch.events)])
         async with app.running():
-            await app.wait_idle()
-            return events / (time.perf_counter() - began)
+            await app.wait_idle(timeout=f"{PATIENCE_S}s")
+            stretch.ends()
+        return Measured(stretch.rate(SIDE))
 
 
-async def latency(folder: Path, events: int) -> list[float]:
-    """Seconds from calling publish to the handler having the event, in one process, each settled before the next."""
-    app = app_on(folder)
+async def latency(at: Place, events: int) -> list[float]:
+    """Seconds from calling publish to the handler having the event, in one process, one after the other."""
+    app = at.app()
     handled = asyncio.Event()
     took: list[float] = []
 
-    @app.on(group="latency")
+    @app.on(group=GROUP)
     async def handle(_: Watched) -> None:
         took.append(time.perf_counter() - began)
         handled.set()
@@ -120,8 +110,6 @@ async def latency(folder: Path, events: int) -> list[float]:
             began = time.perf_counter()
             receipt = await app.publish(sample(n))
             await handled.wait()
-            await app.wait_for(receipt, "latency")
+            if at.store is None:  # a settlement is a commit, and the other side makes one, too
+                await app.wait_for(receipt, GROUP)
     return sorted(took)
-
-
-Figure = Callable[[Path, int], Awaitable[float]]

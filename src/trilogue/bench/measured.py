@@ -27,7 +27,7 @@ class Measured:
 
 
 class Stretch:
-    """The time from the first event to the last one of so many: what is before, as connecting, is not what is measured."""
+    """The time from the first event handled to the last one of so many; connecting, which is before, is not what is measured."""
 
     def __init__(self, events: int) -> None:
         self.events = events
@@ -41,8 +41,12 @@ class Stretch:
         self.count += count
         if self.count < self.events:
             return False
-        self._ended = time.perf_counter()
+        self.ends()
         return True
+
+    def ends(self) -> None:
+        """Now, and not when the last one was handled: something of it had still to be made durable."""
+        self._ended = time.perf_counter()
 
     def rate(self, side: str) -> float:
         """Events per second; raises Unavailable if they were not so many."""

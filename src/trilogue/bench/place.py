@@ -1,9 +1,9 @@
 """Where one side of one round runs: a log nobody else uses, gone afterwards.
 
-    sqlite        sqlite:///FOLDER/trilogue.db                            the folder is removed
-    postgresql    postgresql://…?schema=bench_3f9c1a                      the schema is dropped
-    amqp          amqp://…?prefix=bench-3f9c1a-    beside it a store      queues and exchanges of that prefix are deleted
-    kafka         kafka://…?prefix=bench-3f9c1a-   beside it a store      topics of that prefix are deleted
+sqlite        sqlite:///FOLDER/trilogue.db                            the folder is removed
+postgresql    postgresql://…?schema=bench_3f9c1a                      the schema is dropped
+amqp          amqp://…?prefix=bench-3f9c1a-    beside it a store      queues and exchanges of that prefix are deleted
+kafka         kafka://…?prefix=bench-3f9c1a-   beside it a store      topics of that prefix are deleted
 """
 
 import secrets
@@ -42,7 +42,7 @@ class Place:
 
     def option(self, name: str, default: str) -> str:
         """An option of the URL, so that every side runs with the same one."""
-        return dict(parse_qsl(urlsplit(self.url).query)).get(name, default)
+        return _option(self.url, name, default)
 
 
 def scheme_of(url: str) -> str:
@@ -64,12 +64,12 @@ def place(url: str, store: str | None, folder: Path | None) -> Iterator[Place]:
                 yield Place(own, _without_options(url), None, name, files)
             return
         with _log(store or "sqlite:///bench.db", name, files) as beside:
-            prefix = name.replace("_", "-") + "-"
-            own = Place(_with(url, prefix=prefix), _without_options(url), beside, prefix, files)
+            prefix = f"{_option(url, 'prefix', '')}{name.replace('_', '-')}-"
+            at = Place(_with(url, prefix=prefix), _without_options(url), beside, prefix, files)
             try:
-                yield own
+                yield at
             finally:
-                _delete(scheme, own)
+                _delete(scheme, at)
     finally:
         shutil.rmtree(files, ignore_errors=True)
 
@@ -89,15 +89,19 @@ def _log(url: str, name: str, files: Path) -> Iterator[str]:
         raw_psycopg.drop(_without_options(url), name)
 
 
-def _delete(scheme: str, own: Place) -> None:
+def _delete(scheme: str, at: Place) -> None:
     if scheme == "kafka":
         from trilogue.bench import raw_kafka
 
-        raw_kafka.delete(own)
+        raw_kafka.delete(at)
     else:
         from trilogue.bench import raw_pika
 
-        raw_pika.delete(own)
+        raw_pika.delete(at)
+
+
+def _option(url: str, name: str, default: str) -> str:
+    return dict(parse_qsl(urlsplit(url).query)).get(name, default)
 
 
 def _with(url: str, **options: str) -> str:

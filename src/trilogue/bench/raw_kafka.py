@@ -1,6 +1,6 @@
 """confluent-kafka by itself doing the same: keyed messages, acknowledged by all replicas, offsets committed after the decoding.
 
-    bench-3f9c1a-raw-events   4 partitions          bench-3f9c1a-raw-counts   4 partitions
+bench-3f9c1a-raw-events   4 partitions          bench-3f9c1a-raw-counts   4 partitions
 """
 
 import time
@@ -10,9 +10,9 @@ from typing import Any
 
 import msgspec
 from confluent_kafka import Consumer, KafkaException, Message, Producer, TopicPartition
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
 
-from trilogue.bench.figures import WRITERS, Counted, Watched, sample
+from trilogue.bench.events import WRITERS, Counted, Watched, sample
 from trilogue.bench.measured import PATIENCE_S, Measured, Stretch, check_stored
 from trilogue.bench.place import Place
 from trilogue.errors import OutcomeUnknown, TimedOut
@@ -146,7 +146,7 @@ class _Flight:
         """What any program has to say of an event: an id, the type, a key."""
         while self.sent - self.acknowledged >= self.window:
             self.producer.poll(0.1)
-        headers = [("ce_id", new_id()), ("ce_type", "bench")]
+        headers: list[tuple[str, str | bytes | None]] = [("ce_id", new_id()), ("ce_type", "bench")]
         while True:
             try:
                 self.producer.produce(self.topic, _ENCODE(e), key, on_delivery=self._delivered, headers=headers)
@@ -200,9 +200,8 @@ def _consume(at: Place, events: int, handle: Callable[[list[Watched]], None]) ->
             if not messages:
                 continue
             handle([_decoded(message) for message in messages])
-            consumer.commit(asynchronous=True)
             over = stretch.passed(len(messages))
-        consumer.commit(asynchronous=False)
+            consumer.commit(asynchronous=not over)
     committed(at, f"{at.name}raw", events_topic(at), events)
     return Measured(stretch.rate(SIDE))
 
@@ -213,9 +212,26 @@ def _decoded(message: Message) -> Watched:
     return _DECODE(message.value() or b"")
 
 
-def versions(at: Place) -> dict[str, Any]:
-    """How many brokers there are, and the library's version."""
-    import confluent_kafka
+def latency(at: Place, events: int) -> list[float]:
+    """Seconds from publishing to the consumer having the message, in one process, one after the other."""
+    declare(at)
+    flight, took = _Flight(producer_of(at), events_topic(at), 1), []
+    with _consumer(at, events_topic(at)) as consumer:
+        for n in range(events + 1):  # the first one waits until the consumer has its partitions
+            e, until = sample(n), time.monotonic() + PATIENCE_S
+            began = time.perf_counter()
+            flight.publish(e, e.user)
+            while (message := consumer.poll(0.1)) is None and time.monotonic() < until:
+                flight.producer.poll(0)
+            took.append(time.perf_counter() - began)
+            if message is None:
+                raise TimedOut(f"a message did not come in {PATIENCE_S:.0f} s")
+            _decoded(message)
+            consumer.commit(asynchronous=True)
+    return sorted(took[1:])
 
+
+def versions(at: Place) -> dict[str, Any]:
+    """What the driver can tell of the server: how many brokers there are."""
     nodes = AdminClient(_client(at)).list_topics(timeout=WAIT_S).brokers
-    return {"kafka": f"{len(nodes)} broker", "librdkafka": confluent_kafka.libversion()[0]}
+    return {"kafka_brokers": len(nodes)}

@@ -1,7 +1,7 @@
 """pika by itself doing the same: persistent messages, confirmed in a window, acknowledged after they were decoded.
 
-    events (topic, durable) ──bench.watched──> quorum queue      an exchange and queues of its own for each place
-                            ──bench.counted──> quorum queue
+events (topic, durable) ──bench.watched──> quorum queue      an exchange and queues of its own for each place
+                        ──bench.counted──> quorum queue
 """
 
 import time
@@ -13,7 +13,7 @@ import msgspec
 import pika
 from pika.adapters.select_connection import SelectConnection
 
-from trilogue.bench.figures import Counted, Watched, sample
+from trilogue.bench.events import Counted, Watched, sample
 from trilogue.bench.measured import Measured, Stretch, check_stored
 from trilogue.bench.place import Place
 from trilogue.errors import OutcomeUnknown, Unavailable
@@ -21,7 +21,7 @@ from trilogue.events import new_id, now_us
 
 SIDE = "raw pika"
 WATCHED, COUNTED = "bench.watched", "bench.counted"
-QUORUM = {"x-queue-type": "quorum"}
+OURS = ("bench", "counts", "events.unrouted")  # queues of our groups, and of what nobody wants
 WINDOW = 1_024
 PREFETCH = "256"  # what trilogue takes where the URL does not say
 _ENCODE = msgspec.json.Encoder().encode
@@ -36,6 +36,11 @@ def exchange_of(at: Place) -> str:
 def queue_of(at: Place, type_name: str) -> str:
     """Their queue of one type."""
     return f"{at.name}raw-{type_name}"
+
+
+def queue_type_of(at: Place) -> str:
+    """quorum or classic, the same on every side."""
+    return at.option("queue_type", "quorum")
 
 
 def prefetch_of(at: Place) -> int:
@@ -54,22 +59,23 @@ def channel_of(at: Place) -> Iterator[Any]:
 
 
 def declare(at: Place) -> None:
-    """Exchange and quorum queues for both types."""
+    """Exchange and queues for both types."""
     with channel_of(at) as channel:
         channel.exchange_declare(exchange_of(at), "topic", durable=True)
         for type_name in (WATCHED, COUNTED):
-            channel.queue_declare(queue_of(at, type_name), durable=True, arguments=QUORUM)
+            made = {"x-queue-type": queue_type_of(at)}
+            channel.queue_declare(queue_of(at, type_name), durable=True, arguments=made)
             channel.queue_bind(queue_of(at, type_name), exchange_of(at), type_name)
 
 
 def durability(at: Place, queue: str, ready: int) -> dict[str, str | int]:
     """How durable the queue and its first message are; raises Unavailable if there are not so many messages in it."""
     with channel_of(at) as channel:
-        channel.queue_declare(queue, durable=True, arguments=QUORUM)  # refused by the server if it is of another kind
-        found: dict[str, str | int] = {"queue": "quorum"}
+        found: dict[str, str | int] = {"queue": queue_type_of(at)}
         count = _ready(channel, queue, ready)
         if ready:
-            _, properties, _ = channel.basic_get(queue)  # handed back when the channel closes
+            channel.basic_qos(prefetch_count=1)  # it is handed back when the connection closes
+            _, properties, _ = next(channel.consume(queue, inactivity_timeout=10))
             found["delivery_mode"] = properties.delivery_mode
     check_stored(queue, count, ready)
     return found
@@ -84,11 +90,13 @@ def _ready(channel: Any, queue: str, expected: int) -> int:
 
 
 def delete(at: Place) -> None:
-    """What the sides that are not ours made at this place."""
+    """Everything that any side made at this place."""
+    queues = [queue_of(at, type_name) for type_name in (WATCHED, COUNTED)]
     with channel_of(at) as channel:
-        for type_name in (WATCHED, COUNTED):
-            channel.queue_delete(queue_of(at, type_name))
-        channel.exchange_delete(exchange_of(at))
+        for queue in (*queues, *(at.name + name for name in OURS)):
+            channel.queue_delete(queue)
+        for exchange in (exchange_of(at), f"{at.name}events", f"{at.name}events.unrouted"):
+            channel.exchange_delete(exchange)
 
 
 def publish_one(at: Place, events: int) -> Measured:
@@ -238,8 +246,38 @@ def consume_emit(at: Place, events: int) -> Measured:
     return Measured(stretch.rate(SIDE), durability(at, queue_of(at, COUNTED), events))
 
 
+def latency(at: Place, events: int) -> list[float]:
+    """Seconds from publishing to the consumer having the message, in one process, one after the other."""
+    declare(at)
+    took: list[float] = []
+    began = 0.0
+
+    def start(channel: Any) -> None:
+        publisher = _Publisher(channel, exchange_of(at))
+
+        def publish() -> None:
+            nonlocal began
+            e = sample(len(took))
+            began = time.perf_counter()
+            publisher.publish(WATCHED, e, e.user)
+
+        def handle(_: Any, method: Any, __: Any, body: bytes) -> None:
+            _DECODE(body)
+            took.append(time.perf_counter() - began)
+            channel.basic_ack(method.delivery_tag)
+            if len(took) == events:
+                channel.connection.close()
+            else:
+                publish()
+
+        channel.basic_qos(prefetch_count=prefetch_of(at))
+        channel.basic_consume(queue_of(at, WATCHED), handle, callback=lambda _: publish())
+
+    _run(at, start)
+    return sorted(took)
+
+
 def versions(at: Place) -> dict[str, str]:
-    """Of the server and the driver."""
+    """Of the server, as it introduces itself."""
     with channel_of(at) as channel:
-        said = channel.connection._impl.server_properties
-    return {"rabbitmq": str(said.get("version", b""), "ascii") if isinstance(said.get("version"), bytes) else str(said.get("version"))}
+        return {"rabbitmq": str(channel.connection._impl.server_properties.get("version"))}

@@ -13,7 +13,7 @@ import msgspec
 import psycopg
 from psycopg import sql
 
-from trilogue.bench.figures import Counted, Watched, sample
+from trilogue.bench.events import Counted, Watched, sample
 from trilogue.bench.measured import Durability, Measured, check_stored
 from trilogue.bench.place import Place
 from trilogue.bench.store_figures import LOADS, PER_SAVE, TEXT, Deposited, spread
@@ -218,7 +218,9 @@ def project(at: Place, events: int) -> Measured:
         for version in range(1, each + 1):
             _save(connection, [_deposit(str(n), version, 1) for n in range(accounts)])
         began, position = time.perf_counter(), 0
-        while rows := connection.execute("select position, data from events where position > %s order by 1 limit 1000", (position,)).fetchall():
+        while rows := connection.execute(
+            "select position, data from events where position > %s order by 1 limit 1000", (position,)
+        ).fetchall():
             decoded, position = [_DECODE_DEPOSITED(data) for _, data in rows], rows[-1][0]
             with connection.transaction(), connection.cursor() as cursor:
                 cursor.executemany(_UPSERT, [(e.account, e.cents) for e in decoded])
@@ -238,3 +240,9 @@ def database_of(at: Place) -> dict[str, str]:
     parts = urlsplit(at.server)
     words = {"HOST": parts.hostname, "PORT": parts.port, "USER": parts.username, "PASSWORD": parts.password}
     return {name: str(word) for name, word in words.items() if word is not None} | {"DBNAME": parts.path.strip("/")}
+
+
+def versions(at: Place) -> dict[str, str]:
+    """Of the server."""
+    with psycopg.connect(at.server) as connection:
+        return {"postgresql": str(_one(connection, "show server_version"))}

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from trilogue.app import App
-from trilogue.bench.figures import WRITERS, Watched, sample
+from trilogue.bench.events import WRITERS, Watched, sample
 from trilogue.bench.store_figures import TEXT, Deposited
 from trilogue.events import Envelope
 

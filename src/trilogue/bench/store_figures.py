@@ -1,20 +1,18 @@
-"""What trilogue does as an event store on a durable SQLite file, in events per second; each figure on a fresh file.
+"""What trilogue does as an event store, in events per second; each figure on a fresh log.
 
 account-7   Deposited("7", 1, "salary"), Deposited("7", 2, "salary"), …      versions 1, 2, …; every side stores the same
 """
 
 import asyncio
 import time
-from pathlib import Path
-from typing import Any
 
-import apsw
 import msgspec
 
 from trilogue.aggregate import Aggregate
 from trilogue.app import App
-from trilogue.bench.figures import app_on
-from trilogue.bench.measured import Measured, check_stored, pragmas_of
+from trilogue.bench.durable import checked
+from trilogue.bench.measured import Measured, check_stored
+from trilogue.bench.place import Place
 from trilogue.events import event
 from trilogue.ports import Db
 
@@ -62,18 +60,18 @@ def warm_up(events: int, per_save: int) -> int:
     return min(400 if per_save == PER_SAVE else 2_100, events // per_save // 2)
 
 
-async def save_one(folder: Path, events: int) -> Measured:
+async def save_one(at: Place, events: int) -> Measured:
     """An aggregate in hand: one event emitted and saved, one after the other."""
-    return await _save(folder, events, 1)
+    return await _save(at, events, 1)
 
 
-async def save_100(folder: Path, events: int) -> Measured:
+async def save_100(at: Place, events: int) -> Measured:
     """The same with 100 events per save."""
-    return await _save(folder, events, PER_SAVE)
+    return await _save(at, events, PER_SAVE)
 
 
-async def _save(folder: Path, events: int, per_save: int) -> Measured:
-    async with app_on(folder) as app:
+async def _save(at: Place, events: int, per_save: int) -> Measured:
+    async with at.app() as app:
         account, warm = Account("1"), warm_up(events, per_save)
         for _ in range(warm):
             await _deposit(app, account, per_save)
@@ -81,7 +79,7 @@ async def _save(folder: Path, events: int, per_save: int) -> Measured:
         for _ in range(events // per_save):
             await _deposit(app, account, per_save)
         rate = events // per_save * per_save / (time.perf_counter() - began)
-        return await _measured(app, rate, (events // per_save + warm) * per_save)
+        return await checked(at, app, rate, (events // per_save + warm) * per_save)
 
 
 async def _deposit(app: App, account: Account, events: int) -> None:
@@ -90,10 +88,10 @@ async def _deposit(app: App, account: Account, events: int) -> None:
     await app.save(account)
 
 
-async def save_64_tasks(folder: Path, events: int) -> Measured:
+async def save_64_tasks(at: Place, events: int) -> Measured:
     """64 tasks, each saving one event after the other of its own aggregate."""
     each = events // WRITERS
-    async with app_on(folder) as app:
+    async with at.app() as app:
         accounts = [Account(str(n)) for n in range(WRITERS)]
         for account in accounts:
             await _deposit(app, account, 1)
@@ -105,12 +103,12 @@ async def save_64_tasks(folder: Path, events: int) -> Measured:
         began = time.perf_counter()
         await asyncio.gather(*map(writer, accounts))
         rate = each * WRITERS / (time.perf_counter() - began)
-        return await _measured(app, rate, (each + 1) * WRITERS)
+        return await checked(at, app, rate, (each + 1) * WRITERS)
 
 
-async def rehydrate(folder: Path, events: int) -> Measured:
+async def rehydrate(at: Place, events: int) -> Measured:
     """Load an aggregate of so many events from the first one on, without a snapshot."""
-    app = app_on(folder)
+    app = at.app()
     async with app:
         account = Account("1")
         for start in range(0, events, ACCOUNTS):
@@ -121,18 +119,18 @@ async def rehydrate(folder: Path, events: int) -> Measured:
             loaded = await app.load(Account, "1")
         rate = LOADS * events / (time.perf_counter() - began)
         check_stored("trilogue", loaded.balance, account.balance)
-        return await _measured(app, rate, events)
+        return await checked(at, app, rate, events)
 
 
-async def project(folder: Path, events: int) -> Measured:
+async def project(at: Place, events: int) -> Measured:
     """Build a read model anew, a table of balances, from all events of many streams, beside the one that is there."""
-    app = app_on(folder)
+    app = at.app()
     accounts, each = spread(events)
     async with app:
         await _fill(app, [Account(str(n)) for n in range(accounts)], each)
-    async with _reader(app.store.url, 1).running() as reader:
+    async with _reader(at, 1).running() as reader:
         await reader.wait_idle()
-    reader = _reader(app.store.url, 2)
+    reader = _reader(at, 2)
     async with reader:
         began = time.perf_counter()
         async with reader.running():
@@ -142,17 +140,17 @@ async def project(folder: Path, events: int) -> Measured:
         total = await reader.db("select sum(cents) from balances")
         check_stored("trilogue", total[0][0], accounts * each)
         check_stored("trilogue (its live version)", status.version if status.state == "live" else 0, 2)
-        return await _measured(reader, rate, accounts * each)
+        return await checked(at, reader, rate, accounts * each)
 
 
-def _reader(url: str, version: int) -> App:
+def _reader(at: Place, version: int) -> App:
     """A program with the read model in one version."""
-    reader = App(url, name="bench")
+    reader = at.app()
 
-    @reader.projection(version=version, tables={"balances": "account text primary key, cents integer not null"})
+    @reader.projection(version=version, tables={"balances": "account text primary key, cents bigint not null"})
     def balances(es: list[Deposited], db: Db) -> None:
         db.executemany(
-            "insert into {balances} values (?, ?) on conflict (account) do update set cents = cents + excluded.cents",
+            "insert into {balances} values (?, ?) on conflict (account) do update set cents = {balances}.cents + excluded.cents",
             [(e.account, e.cents) for e in es],
         )
 
@@ -166,9 +164,3 @@ async def _fill(app: App, accounts: list[Account], each: int) -> None:
             for _ in range(min(FILL, each - start)):
                 account.deposit(1, TEXT)
         await asyncio.gather(*map(app.save, accounts))
-
-
-async def _measured(app: App, rate: float, stored: int) -> Measured:
-    store: Any = app.store
-    check_stored("trilogue", (await store.status()).head, stored)
-    return Measured(rate, pragmas_of(store._db.connection.apsw.pragma, apsw.sqlite_lib_version()))

@@ -5,7 +5,7 @@ import resource
 import sys
 
 from trilogue.app import App
-from trilogue.bench.figures import Watched
+from trilogue.bench.events import Watched
 
 SECONDS = 5
 PER_MB = 1_024 if sys.platform != "darwin" else 1_048_576  # Linux counts kilobytes, macOS bytes

@@ -16,7 +16,7 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from time import monotonic
 
-from trilogue.brokers.reading import Reading, Work
+from trilogue.brokers.received import Received, Work
 from trilogue.brokers.refused import Refused
 from trilogue.durations import readable
 from trilogue.errors import LeaseLost, LogError, Rejected, StorageFull, Unavailable, UnknownEvent
@@ -43,7 +43,7 @@ class Direct(Refused):
         self._in_place = Feature.REPLAY in broker.features
         keeps = {Feature.COMPETE, Feature.DEAD, Feature.PERSISTENT, Feature.SHARED, Feature.MACHINES}
         self.features = broker.features & (keeps | ({Feature.ORDER, Feature.REPLAY} if self._in_place else set()))
-        self._readings: dict[str, Reading] = {}
+        self._readings: dict[str, Received] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_open = False
 
@@ -102,7 +102,7 @@ class Direct(Refused):
             self._check(group)
         await broker.bind(groups, work=work)
         for group in groups if work else ():
-            reading = self._readings[group.name] = Reading(group)
+            reading = self._readings[group.name] = Received(group)
             reading.pump = asyncio.create_task(self._receive(reading), name=f"trilogue receive {group.name}")
 
     def _check(self, group: Group) -> None:
@@ -111,7 +111,7 @@ class Direct(Refused):
         if group.has_effects:
             self.refuse(f"group {group.name!r} writes through `db`", Feature.EFFECTS)
 
-    async def _receive(self, reading: Reading) -> None:
+    async def _receive(self, reading: Received) -> None:
         while True:
             while reading.gate.is_full:
                 reading.room.clear()
@@ -140,7 +140,7 @@ class Direct(Refused):
         if self._is_open:
             await self._broker.leave()
 
-    async def _stop(self, reading: Reading) -> None:
+    async def _stop(self, reading: Received) -> None:
         if reading.pump is not None:
             reading.pump.cancel()
             await asyncio.gather(reading.pump, return_exceptions=True)
@@ -153,7 +153,7 @@ class Direct(Refused):
             with contextlib.suppress(LogError):  # a connection that is gone has handed them back itself
                 await self._broker.release(reading.group.name, rest)
 
-    def _reading(self, group: str) -> Reading:
+    def _reading(self, group: str) -> Received:
         self._opened()
         if group not in self._readings:
             known = ", ".join(self._readings) or "none"
@@ -199,7 +199,7 @@ class Direct(Refused):
             settlement.verdict = "dead"
         return answer.settlements
 
-    def _sort(self, reading: Reading, work: Work, settlement: Settlement) -> None:
+    def _sort(self, reading: Received, work: Work, settlement: Settlement) -> None:
         delivery = settlement.delivery
         if settlement.verdict == "dead" and settlement.park:
             self.refuse(f"group {reading.group.name!r} parks keys", Feature.PARK, "leave on_dead='park' out")
@@ -218,13 +218,13 @@ class Direct(Refused):
         else:
             work.dead.append(settlement if settlement.verdict == "dead" else self._too_late(reading, settlement))
 
-    def _too_late(self, reading: Reading, settlement: Settlement) -> Settlement:
+    def _too_late(self, reading: Received, settlement: Settlement) -> Settlement:
         """A wait that nobody could know of before: Later("1h")."""
         wait = f"group {reading.group.name!r} is to handle a record again after {readable(settlement.after_us)}"
         told = refusal(self.url, wait, Feature.RETRY, f"wait {readable(WAIT_IN_HAND_US)} at most")
         return Settlement(settlement.delivery, "dead", error=f"{told} ({settlement.error})")
 
-    async def _settled(self, reading: Reading, work: Work) -> list[Delivery]:
+    async def _settled(self, reading: Received, work: Work) -> list[Delivery]:
         if work.emitting:
             async with reading.publishing if reading.group.ordered else contextlib.nullcontext():
                 await self._publish(reading, work)
@@ -238,7 +238,7 @@ class Direct(Refused):
             await self._bury(reading, work, settlement)
         return work.lost
 
-    async def _publish(self, reading: Reading, work: Work) -> None:
+    async def _publish(self, reading: Received, work: Work) -> None:
         """Publish what they emit, in order; those whose emits are all confirmed are done."""
         ready = [each for each in work.emitting if not reading.is_behind(each.delivery)]
         work.back += [each.delivery for each in work.emitting if reading.is_behind(each.delivery)]
@@ -256,7 +256,7 @@ class Direct(Refused):
             else:
                 self._once_more(reading, each.delivery, f"what its handler emits was not confirmed: {errors[0]}")
 
-    async def _bury(self, reading: Reading, work: Work, settlement: Settlement) -> None:
+    async def _bury(self, reading: Received, work: Work, settlement: Settlement) -> None:
         delivery, error, trace = settlement.delivery, settlement.error, settlement.traceback
         name = reading.group.name
         try:
@@ -272,19 +272,19 @@ class Direct(Refused):
 
     # ── trying again ─────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _once_more(self, reading: Reading, delivery: Delivery, why: str) -> None:
+    def _once_more(self, reading: Received, delivery: Delivery, why: str) -> None:
         """Handle it again soon, for no fault of its own."""
         log.warning("group %s: a record is handled again: %s", reading.group.name, why)
         self._put_by(reading, Settlement(delivery, "retry", round(BACKOFF_S * 1_000_000), charged=False))
 
-    def _put_by(self, reading: Reading, settlement: Settlement) -> None:
+    def _put_by(self, reading: Received, settlement: Settlement) -> None:
         """Keep a delivery in hand until it is due; its key waits."""
         delivery, loop = settlement.delivery, asyncio.get_running_loop()
         reading.failed += settlement.charged
         due = loop.call_later(settlement.after_us / 1_000_000, self._due, reading, delivery, settlement.charged)
         reading.put_by(delivery, due)
 
-    def _due(self, reading: Reading, delivery: Delivery, charged: bool) -> None:
+    def _due(self, reading: Received, delivery: Delivery, charged: bool) -> None:
         reading.take_up(delivery)
         if self._in_place or not charged or delivery.lease.revoked:
             delivery.attempt += charged
@@ -295,7 +295,7 @@ class Direct(Refused):
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _give_back(self, reading: Reading, delivery: Delivery) -> None:
+    async def _give_back(self, reading: Received, delivery: Delivery) -> None:
         with contextlib.suppress(LogError):  # a connection that is gone has handed it back itself
             await self._broker.release(reading.group.name, [delivery])
         reading.over(delivery)

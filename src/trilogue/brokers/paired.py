@@ -1,11 +1,427 @@
-"""A broker with a store beside it as one log."""
+"""A broker with a store beside it as one log: the same program, only the URL changes.
 
-from typing import Any
+    publish ───────────────▶ BROKER ──▶ reader.py ──▶ handlers ──▶ acknowledge
+                               ▲            │ failed, effects
+    append(expected=), timers  │ relay      ▼
+    transact, emits with db ─▶ STORE's log, held rows, states, places, tables ──▶ projections
 
-from trilogue.errors import Unsupported
-from trilogue.ports import Broker, Store
+A record that goes well costs the store nothing. What aggregates, timers and settlements write is on the store's log, from where
+one ordered group, `trilogue.relay`, puts it on the broker. Groups that are moved by the transaction that writes them (`start`
+"existing": projections) read the store's log; all others read the broker.
+"""
+
+import asyncio
+import contextlib
+import dataclasses
+import logging
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeVar
+
+from trilogue.brokers.reader import Answer, Reader
+from trilogue.errors import LogError, Rejected, TrilogueError, UnknownEvent, Unsupported
+from trilogue.events import Delivery, Envelope, Group, Receipt, Record
+from trilogue.ports import (
+    Broker,
+    Db,
+    DeadLetter,
+    Feature,
+    GroupStatus,
+    InboxStore,
+    Kind,
+    LaneStatus,
+    Progress,
+    Query,
+    Rows,
+    Scheduled,
+    SeekTo,
+    State,
+    Status,
+    Transaction,
+)
+from trilogue.relay import RELAY, Relay
+from trilogue.stores.append import check_envelope
+
+T = TypeVar("T")
+# What was published to the broker is not on the store's log: it cannot be read there, and an id is not looked up.
+ON_THE_STORES_LOG = frozenset({Feature.HISTORY, Feature.DEDUP, Feature.PROJECTIONS})
+LOOK_S = 0.05
+BACKOFF_S = 1.0
+
+log = logging.getLogger("trilogue")
 
 
-def Paired(broker: Broker, store: Store) -> Any:  # noqa: N802 - a class soon
-    """Not there yet."""
-    raise Unsupported(f"{broker.url} with {store.url} is not there yet")
+class Paired:
+    """ports.Store over a Broker and a Store."""
+
+    def __init__(self, broker: Broker, store: InboxStore) -> None:
+        self.broker, self.store = broker, store
+        self.url = broker.url
+        self.durability = broker.durability
+        self.features = store.features - ON_THE_STORES_LOG - ({Feature.REPLAY} - broker.features)
+        self._readers: dict[str, Reader] = {}
+        self._epochs: defaultdict[str, dict[str, int]] = defaultdict(dict)
+        self._tasks: list[asyncio.Task[None]] = []
+        self._turns = 0
+
+    # ── open and close ───────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def open(self) -> None:
+        """Connect to both."""
+        await self.store.open()
+        try:
+            await self.broker.open()
+        except BaseException:
+            await self.store.close()
+            raise
+
+    async def close(self) -> None:
+        """Let go of both; what was in flight is handed back."""
+        await self._stop()
+        try:
+            await self.broker.close()
+        finally:
+            await self.store.close()
+
+    async def bind(self, groups: Sequence[Group], *, work: bool = True) -> None:
+        """Declare groups; with `work`, receive and relay."""
+        ours = [group for group in groups if group.start == "existing"]
+        if ours:
+            await self.store.bind(ours, work=work)
+        received = [dataclasses.replace(group, inbox=True) for group in groups if group.start != "existing"]
+        await self.store.bind(received, work=work)
+        await self.broker.bind(received, work=work, cursors=self)
+        if not work:
+            return
+        for group in received:
+            if group.name not in self._readers:
+                self._readers[group.name] = reader = self._reader(group)
+                reader.start()
+        if not self._tasks:
+            await self.store.bind([Group(RELAY, ("#",), start="beginning", app="")])
+            self._tasks = [
+                asyncio.create_task(Relay(self.store, RELAY, self.publish).run(), name=RELAY),
+                asyncio.create_task(self._watch(), name="trilogue paired watch"),
+            ]
+
+    def _reader(self, group: Group) -> Reader:
+        places = group.has_effects and Feature.REPLAY in self.broker.features
+        return Reader(self.broker, self.store, group, self.publish, places=places, epochs=self._epochs[group.name])
+
+    async def assigned(self, group: str, lane: str, epoch: int) -> Progress | None:
+        """ports.Cursors: a lane came to this process; where a group with effects goes on in it."""
+        progress = await self.store.inbox.assigned(group, lane, epoch)
+        self._epochs[group][lane] = epoch
+        return progress
+
+    async def _watch(self) -> None:
+        """Learn what others change: a group is paused, dead letters are driven again."""
+        while True:
+            await self.store.changed(1.0)
+            await asyncio.sleep(LOOK_S)
+            for reader in list(self._readers.values()):
+                try:
+                    await reader.look()
+                except TrilogueError as error:
+                    log.debug("group %s: looking failed, trying again: %s", reader.name, error)
+                    await asyncio.sleep(BACKOFF_S)
+
+    async def unbind(self, group: str) -> None:
+        """Stop working for one group."""
+        reader = self._readers.pop(group, None)
+        if reader is not None:
+            await reader.stop()
+            await self.broker.unbind(group)
+        await self.store.unbind(group)
+
+    async def leave(self) -> None:
+        """Stop working for all groups: what is out goes back to where it came from."""
+        await self._stop()
+        try:
+            await self.broker.leave()
+        finally:
+            await self.store.leave()
+
+    async def _stop(self) -> None:
+        tasks, self._tasks = self._tasks, []
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, *(reader.stop() for reader in self._readers.values()), return_exceptions=True)
+        self._readers.clear()
+
+    # ── publish, append, read ────────────────────────────────────────────────────────────────────────────────────────
+
+    async def publish(self, envelopes: Sequence[Envelope]) -> list[Receipt | LogError]:
+        """Put envelopes on the broker, each with its own outcome; what may never be stored is not sent."""
+        refused = {n: error for n, envelope in enumerate(envelopes) if (error := self._refusal(envelope)) is not None}
+        if not refused:
+            return await self.broker.publish(envelopes)
+        sent = iter(await self.broker.publish([envelope for n, envelope in enumerate(envelopes) if n not in refused]))
+        return [refused[n] if n in refused else next(sent) for n in range(len(envelopes))]
+
+    def _refusal(self, envelope: Envelope) -> Rejected | None:
+        try:
+            check_envelope(envelope, self.store.payload_bytes)
+        except Rejected as error:
+            return error
+        return None
+
+    async def append(self, envelopes: Sequence[Envelope], *, expected: tuple[str, int] | None = None) -> list[int]:
+        """With a stream: onto the store's log, relayed from there. Without: onto the broker; offsets, or 0 if there are none."""
+        if expected is not None:
+            return await self.store.append(envelopes, expected=expected)
+        positions = []
+        for outcome in await self.publish(envelopes):
+            if not isinstance(outcome, Receipt):
+                raise outcome
+            positions.append(outcome.position or 0)
+        return positions
+
+    async def read(self, query: Query) -> list[Record]:
+        """One page of the store's log: what aggregates, timers and settlements wrote."""
+        return await self.store.read(query)
+
+    # ── claim, settle ────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def claim(self, group: str, *, limit: int, wait_s: float) -> list[Delivery]:
+        """Lend up to `limit` deliveries, waiting up to `wait_s` for the first."""
+        reader = self._readers.get(group)
+        return await (self.store.claim(group, limit=limit, wait_s=wait_s) if reader is None else reader.claim(limit, wait_s))
+
+    def settle(self, group: str, answers: Sequence[Answer]) -> Awaitable[list[Delivery]]:
+        """Answer deliveries; keys of those done are free at once, the awaitable returns those whose lane or lease was lost."""
+        self._turns += 1
+        reader = self._readers.get(group)
+        return self.store.settle(group, answers) if reader is None else reader.settle(answers)
+
+    # ── moving groups ────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def seek(
+        self,
+        group: str,
+        to: SeekTo,
+        *,
+        into: str | None = None,
+        emits: bool = False,
+        reset: Callable[[Db], None] | None = None,
+    ) -> int:
+        """Set a group, or a new one, to start again; returns as Broker.seek()."""
+        if Feature.REPLAY not in self.broker.features:
+            raise Unsupported(
+                f"{self.url} keeps nothing that was acknowledged: group {group!r} cannot be replayed; kafka://, sqlite:// and "
+                "postgresql:// can"
+            )
+        if group not in await self.store.inbox.names():
+            return await self.store.seek(group, to, into=into, emits=emits, reset=reset)
+        if into is not None:
+            return await self.broker.seek(group, to, into=into)
+        if reset is None and await self._has_effects(group):
+            raise Unsupported(
+                f"group {group!r} writes through `db`: replaying it in place would apply every effect twice; give its handler "
+                "reset= and name the app (--app MODULE:APP), or replay into a new group"
+            )
+        ends = {} if emits else await self._ends(group)
+        await self.store.inbox.start_over(group, reset, ends)
+        return await self.broker.seek(group, to)
+
+    async def _has_effects(self, group: str) -> bool:
+        if group in self._readers:
+            return self._readers[group].group.has_effects
+        said = await self.store.query("select has_effects from trilogue_groups where name = ?", (group,))
+        return bool(said[0][0])
+
+    async def _ends(self, group: str) -> dict[str, int]:
+        """How far the group was in each lane: what it emits of records before that stays off."""
+        lanes = await self.broker.lanes(group)
+        unknown = [lane.name for lane in lanes if lane.next is None]
+        if unknown:
+            raise Unsupported(
+                f"{self.url} does not tell how far group {group!r} is in {', '.join(unknown)}, so what it publishes while it is "
+                "replayed cannot be kept back: ask for it with emits=True (its ids repeat), or replay into a new group"
+            )
+        return {lane.name: lane.next for lane in lanes if lane.next is not None}
+
+    async def pause(self, group: str) -> None:
+        """Lend nothing of this group until resume()."""
+        await self.store.pause(group)
+        await self._look(group)
+
+    async def resume(self, group: str) -> None:
+        """Undo pause()."""
+        await self.store.resume(group)
+        await self._look(group)
+
+    async def _look(self, group: str) -> None:
+        if group in self._readers:
+            await self._readers[group].look()
+
+    async def drop_group(self, group: str) -> None:
+        """Forget a group on both sides."""
+        is_received = group in await self.store.inbox.names()
+        await self.store.drop_group(group)
+        if is_received:
+            with contextlib.suppress(UnknownEvent):  # it was on one side only
+                await self.broker.drop_group(group)
+
+    async def redrive(self, group: str, positions: Sequence[int] | None = None) -> int:
+        """Handle dead letters again."""
+        count = await self.store.redrive(group, positions)
+        await self._look(group)
+        return count
+
+    # ── how far it is ────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def idle(self, names: Sequence[str]) -> bool:
+        """Whether these groups have nothing left to do, and nothing is on its way to the broker."""
+        before = self._turns
+        at_rest = await self._relayed() and await self.store.idle(names)
+        for name in names:
+            at_rest = at_rest and await self._is_at_rest(name)
+        # What was settled meanwhile may have put something on the store's log, from where it comes round again.
+        return at_rest and before == self._turns and await self._relayed()
+
+    async def _relayed(self) -> bool:
+        return not self._tasks or await self.store.idle([RELAY])
+
+    async def _is_at_rest(self, group: str) -> bool:
+        reader = self._readers.get(group)
+        if reader is not None and not reader.is_idle:
+            return False
+        lanes = await self._lanes(group)
+        return not any(lane.lag or lane.in_flight for lane in lanes)
+
+    async def _lanes(self, group: str) -> Sequence[LaneStatus]:
+        try:
+            return await self.broker.lanes(group)
+        except UnknownEvent:  # of the store's own log
+            return ()
+
+    async def status(self) -> Status:
+        """The store at a glance, with how far the broker's groups are."""
+        found = await self.store.status()
+        received = set(await self.store.inbox.names())
+        groups = [await self._with_lanes(each) if each.name in received else each for each in found.groups]
+        return dataclasses.replace(found, url=self.url, groups=groups)
+
+    async def _with_lanes(self, group: GroupStatus) -> GroupStatus:
+        lanes = await self._lanes(group.name)
+        reader = self._readers.get(group.name)
+        return dataclasses.replace(
+            group,
+            lag=group.lag + sum(lane.lag or 0 for lane in lanes),
+            lag_at_least=group.lag_at_least or any(lane.lag is None for lane in lanes),
+            lag_s=max([group.lag_s, *(lane.stalled_s for lane in lanes)]),
+            in_flight=group.in_flight + sum(lane.in_flight for lane in lanes),
+            done=group.done + (0 if reader is None else reader.finished),
+        )
+
+    async def orphans(self, app: str, names: Sequence[str]) -> list[str]:
+        """Groups of an app beyond these names that have work, on the broker or held, and nobody who does it."""
+        found = set(await self.store.orphans(app, names))
+        received = set(await self.store.inbox.names())
+        for group in (await self.store.status()).groups:
+            is_left = group.app == app and group.name not in names and group.name in received and not group.workers
+            if is_left and any(lane.lag for lane in await self._lanes(group.name)):
+                found.add(group.name)
+        return sorted(found)
+
+    async def handled(self, group: str, position: int) -> bool:
+        """Of groups on the store's log; raises Unsupported for the others, whose places are not positions."""
+        await self._refuse_received(group, "whether it has finished a position")
+        return await self.store.handled(group, position)
+
+    async def finished_to(self, group: str) -> int:
+        """Of groups on the store's log; raises Unsupported for the others."""
+        await self._refuse_received(group, "a position up to which it has read everything")
+        return await self.store.finished_to(group)
+
+    async def _refuse_received(self, group: str, what: str) -> None:
+        if group in await self.store.inbox.names():
+            raise Unsupported(
+                f"group {group!r} reads {self.url}, whose records have no one position: it cannot tell {what}; memory://, "
+                "sqlite:// and postgresql:// can, and so can projections here"
+            )
+
+    async def changed(self, wait_s: float) -> None:
+        """Return when anything may have changed on either side, at the latest after `wait_s`."""
+        waits = [asyncio.ensure_future(self.store.changed(wait_s)), asyncio.ensure_future(self.broker.changed(wait_s))]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+            await asyncio.gather(*waits, return_exceptions=True)
+
+    async def describe(self) -> dict[str, str]:
+        """What `trilogue doctor` prints: the broker's facts, and which store stands beside it."""
+        many = Feature.MACHINES in self.store.features
+        reach = "workers on many machines" if many else "workers on one machine; postgresql:// as the store serves many"
+        return {**await self.broker.describe(), "store": f"{self.store.url}: {reach}"}
+
+    # ── what the store does alone ────────────────────────────────────────────────────────────────────────────────────
+
+    async def schedule(self, envelopes: Sequence[Envelope], due_us: int) -> None:
+        """Put envelopes on the store's log at that time, from where they are relayed."""
+        await self.store.schedule(envelopes, due_us)
+
+    async def cancel(self, event_id: str) -> bool:
+        """Remove a timer."""
+        return await self.store.cancel(event_id)
+
+    async def dead(self, group: str | None, *, after: int = 0, limit: int = 100) -> list[DeadLetter]:
+        """Dead letters of a group or of all; their positions are those of the store."""
+        return await self.store.dead(group, after=after, limit=limit)
+
+    async def held(self, *, after: int = 0, limit: int = 1_000) -> list[Record]:
+        """Records that some group holds."""
+        return await self.store.held(after=after, limit=limit)
+
+    async def drop_dead(self, group: str, positions: Sequence[int] | None = None) -> int:
+        """Forget dead letters."""
+        return await self.store.drop_dead(group, positions)
+
+    async def trim(
+        self, *, older_than_us: int | None = None, keep: int | None = None, force: bool = False, streams: bool = False
+    ) -> int:
+        """Remove old records from the store's log; the broker has its own retention."""
+        return await self.store.trim(older_than_us=older_than_us, keep=keep, force=force, streams=streams)
+
+    async def query(self, sql: str, values: Sequence[Any] = ()) -> Rows:
+        """Read the user's own tables."""
+        return await self.store.query(sql, values)
+
+    async def transact(self, work: Callable[[Transaction], T], *, rows: int = 1_000, limit_us: int | None = None) -> T:
+        """Run `work` in a transaction of the store; what it appends is relayed."""
+        return await self.store.transact(work, rows=rows, limit_us=limit_us)
+
+    async def state(self, owner: str, id: str) -> bytes | None:
+        """What an owner keeps under one id."""
+        return await self.store.state(owner, id)
+
+    async def states(self, owner: str, *, after: str = "", limit: int = 1_000) -> list[State]:
+        """What an owner keeps, by id."""
+        return await self.store.states(owner, after=after, limit=limit)
+
+    async def kinds(self) -> list[Kind]:
+        """What the store's log ever accepted."""
+        return await self.store.kinds()
+
+    async def timers(self, *, after: str = "", limit: int = 1_000) -> list[Scheduled]:
+        """What is scheduled."""
+        return await self.store.timers(after=after, limit=limit)
+
+    async def stream_version(self, stream: str) -> int:
+        """The version of a stream."""
+        return await self.store.stream_version(stream)
+
+    async def close_stream(self, stream: str, reason: str) -> int:
+        """Let nothing be appended to a stream any more."""
+        return await self.store.close_stream(stream, reason)
+
+    async def truncate_stream(self, stream: str, before: int) -> None:
+        """Hide the records of a stream below a version."""
+        await self.store.truncate_stream(stream, before)
+
+    async def rewrite(self) -> bool:
+        """Write the store's files anew."""
+        return await self.store.rewrite()

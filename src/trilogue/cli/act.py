@@ -1,9 +1,8 @@
-"""Commands that change what groups do next: `replay`, `dead redrive`, `dead drop`, `groups drop`.
+"""Commands that change what groups do next: `replay`, `dead redrive`, `dead drop`.
 
 replay badge --to 2h-ago            handle again what was recorded since
 dead redrive 17 --group analytics   handle a dead letter again
 dead drop --all --yes               forget them all
-groups drop old-name --yes          forget a group whose handler is gone
 """
 
 import re
@@ -106,23 +105,6 @@ def confirm(yes: bool, what: str) -> None:
     print(f"{what}? [y/N] ", end="", file=sys.stderr, flush=True)
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):
         raise TrilogueError("nothing was done")
-
-
-# ── groups ───────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-async def groups_drop(
-    group: Annotated[str, Parameter(help="As `status` shows it.")], /, *, yes: Yes = False, log: Log = DEFAULT_LOG
-) -> None:
-    """Forget a group: its place on the log and its dead letters. What it wrote and the log itself stay."""
-    async with opened(log) as store:
-        there = group_status(await store.status(), group)
-        if there.workers:
-            raise TrilogueError(f"group {group!r} is at work in {there.workers} processes: stop them first")
-        note(f"group {safe(group)} would be dropped: lag {there.lag:,}, dead letters {there.dead + there.parked:,}")
-        confirm(yes, "drop")
-        await store.drop_group(group)
-    say(f"group {safe(group)}: dropped")
 
 
 # ── replay ───────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -21,7 +21,23 @@ from typing import Annotated
 
 from cyclopts import App, CycloptsError, Parameter, UnknownCommandError
 
-from trilogue.cli import act, bench, demo, erase, processes, projections, publish, run, schema, show, streams
+from trilogue.cli import (
+    act,
+    bench,
+    certify,
+    demo,
+    describe,
+    erase,
+    groups,
+    processes,
+    projections,
+    publish,
+    run,
+    schema,
+    show,
+    streams,
+    trace,
+)
 from trilogue.cli.output import flush, note, redacted, safe
 from trilogue.errors import TrilogueError, WiringError
 
@@ -38,7 +54,7 @@ cli = App(
 dead = App(name="dead", help="List, show, redrive or drop the records that groups gave up on.")
 store_streams = App(name="streams", help="Show, close or truncate the streams that aggregates live in.")
 snapshots = App(name="snapshots", help="List or drop the states of streams that are kept.")
-groups = App(name="groups", help="Forget groups whose handler is gone.")
+readers = App(name="groups", help="List, rename or forget groups.")
 sagas = App(name="processes", help="List and show the processes that have begun and not ended, and what is stuck.")
 tables = App(name="projections", help="List read models, build them anew, compare, switch, drop, forget, pause, skip an event.")
 schemas = App(name="schema", help="What an App's events look like, and whether a change of them may be deployed.")
@@ -52,19 +68,25 @@ cli.command(show.status)
 cli.command(dead)
 cli.command(act.replay)
 cli.command(store_streams)
-cli.command(streams.trace)
+cli.command(trace.trace)
 cli.command(snapshots)
 cli.command(erase.erase_subject, name="erase")
-cli.command(groups)
+cli.command(readers)
+cli.command(groups.pause)
+cli.command(groups.resume)
 cli.command(sagas)
 cli.command(tables)
 cli.command(schemas)
+cli.command(describe.describe)
+cli.command(certify.certify)
 cli.command(bench.bench)
 dead.command(show.dead_list, name="list")
 dead.command(show.dead_show, name="show")
 dead.command(act.dead_redrive, name="redrive")
 dead.command(act.dead_drop, name="drop")
-groups.command(act.groups_drop, name="drop")
+readers.command(groups.groups_list, name="list")
+readers.command(groups.groups_rename, name="rename")
+readers.command(groups.groups_drop, name="drop")
 store_streams.command(streams.show, name="show")
 store_streams.command(streams.state, name="state")
 store_streams.command(streams.close, name="close")
@@ -87,6 +109,7 @@ schemas.command(schema.schema_show, name="show")
 schemas.command(schema.schema_check, name="check")
 demos.command(demo.video)
 demos.command(demo.queue)
+demos.command(demo.stream)
 demos.command(demo.bank)
 demos.command(demo.levels)
 

@@ -197,7 +197,7 @@ _ONLY_IF_ANY = ("in flight", "retrying", "waiting", "parked")
 def _group_row(group: GroupStatus) -> dict[str, str | int | float]:
     return {
         "group": group.name,
-        "state": _state(group),
+        "state": state_of(group),
         "lag": f"{group.lag:,}+" if group.lag_at_least else group.lag,
         "behind": readable(group.lag_s * 1_000_000) if group.lag else "-",
         "in flight": group.in_flight,
@@ -210,7 +210,8 @@ def _group_row(group: GroupStatus) -> dict[str, str | int | float]:
     }
 
 
-def _state(group: GroupStatus) -> str:
+def state_of(group: GroupStatus) -> str:
+    """Who works for a group, in a word or two."""
     if group.paused:
         return "paused"
     return f"{group.workers} at work" if group.workers else "no worker"

@@ -1,9 +1,8 @@
-"""Commands for the event store side: `streams`, `trace`, `snapshots`.
+"""Commands for the event store side: `streams`, `snapshots`.
 
 streams show account-ACC001         its history: version, when, who, why, what
 streams state account-ACC001 --app bank:app --version 3        what it was, and with --against what changed since
 streams close account-ACC001        nothing is appended to it any more
-trace 01a2047b-cabe-7000-…          what led to what, as a tree
 snapshots list                      states that are kept; nothing depends on them
 """
 
@@ -23,7 +22,6 @@ from trilogue.cli.output import note, record_fields, safe, say, say_json, say_ta
 from trilogue.cli.show import MOST
 from trilogue.errors import BadOption, TrilogueError, UnknownEvent
 from trilogue.events import Record, as_datetime, now_us
-from trilogue.history import Traced, traced
 from trilogue.ports import Query, Store
 from trilogue.rehydrate import OWNER, SEPARATOR, pages
 
@@ -156,42 +154,6 @@ async def _version(store: Store, stream: str) -> int:
     if not version:
         raise TrilogueError(f"there is no stream {stream!r} on this log: expected its whole name, as 'account-ACC001'")
     return version
-
-
-# ── trace ────────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-async def trace(
-    record: Annotated[str, Parameter(help="The position or the id of any record that belongs to it.")],
-    /,
-    *,
-    json: Json = False,
-    log: Log = DEFAULT_LOG,
-) -> None:
-    """Print everything that belongs together with a record, each below what caused it."""
-    async with opened(log) as store:
-        found = await traced(store, await _record(store, record))
-    if json:
-        say_json([{"depth": each.depth, **record_fields(each.record)} for each in found])
-        return
-    for each in found:
-        say(_line(each))
-
-
-async def _record(store: Store, text: str) -> Record:
-    is_position = text.isascii() and text.isdecimal() and int(text) <= MOST
-    query = Query(after=int(text) - 1, before=int(text) + 1) if is_position else Query(id=text)
-    found = await store.read(query)
-    if not found:
-        raise TrilogueError(f"no record has the {'position' if is_position else 'id'} {text!r}: see `trilogue tail`")
-    return found[0]
-
-
-def _line(each: Traced) -> str:
-    record = each.record
-    where = f"{record.stream} v{record.version}" if record.stream else record.key or "-"
-    indent = "   " * each.depth
-    return f"{record.position:>8}  {stamp(record.recorded_us)}  {indent}{safe(record.type)}  {safe(where)}  {shown(record.data)}"
 
 
 # ── snapshots ────────────────────────────────────────────────────────────────────────────────────────────────────────

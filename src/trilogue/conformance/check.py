@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from trilogue.brokers import DEFAULT_STORE, is_broker, open_log
-from trilogue.conformance.places import broker_place, folder_beside, removed, store_place
+from trilogue.conformance.places import Place, folder_beside, place_of
 from trilogue.conformance.tools import PROMISES, Promise, Skipped
 
 
@@ -32,17 +32,15 @@ async def check(url: str, promises: Sequence[Promise] = PROMISES, *, store: str 
     behind = store if is_broker(url) else url
     with folder_beside(behind) as folder:
         for promise in promises:
-            yield await _outcome(promise, url, store, folder)
+            yield await _outcome(promise, place_of(url, store, folder, promise.name))
 
 
-async def _outcome(promise: Promise, url: str, store: str | None, folder: str) -> Outcome:
-    if is_broker(url):
-        place, beside = broker_place(url), None if store is None else store_place(store, folder, promise.name)
-    else:
-        place, beside = store_place(url, folder, promise.name), DEFAULT_STORE
+async def _outcome(promise: Promise, place: Place) -> Outcome:
     try:
-        async with removed(place, beside if is_broker(url) else None):
-            await promise.keep(lambda: open_log(place, store=beside))
+        try:
+            await promise.keep(place.open)
+        finally:
+            await place.remove()
     except Skipped as missing:
         return Outcome(promise, "skipped", str(missing))
     except Exception as error:  # whatever goes wrong, the promise is not kept

@@ -6,17 +6,23 @@ postgresql://host/db            ?schema=certify_…        dropped
 amqp://host, kafka://host:9092  ?prefix=certify-…-       queues and topics of that prefix are deleted
 """
 
+import asyncio
 import contextlib
 import secrets
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any, cast
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit, urlunsplit
 
+from trilogue.brokers import DEFAULT_STORE, is_broker, open_log
 from trilogue.errors import Unavailable
+from trilogue.events import Group
+from trilogue.ports import Store
 from trilogue.urls import split
 
-SHORT_LEASE = {"sqlite": "0.5", "postgresql": "1", "postgres": "1"}
+REMOVE_S = 30.0
+SHORT_LEASE_S = "0.5"
 
 
 @contextlib.contextmanager
@@ -32,39 +38,106 @@ def folder_beside(url: str | None) -> Iterator[str]:
         yield folder
 
 
-def store_place(url: str, folder: str, name: str) -> str:
-    """The URL of an empty store of the same kind, with a short lease. folder: as folder_beside() gave it."""
+class Place:
+    """The log of one promise. open(): one more store on it. groups: those that were bound on it."""
+
+    def __init__(self, url: str, store: str | None) -> None:
+        self.url, self.store = url, store
+        self.groups: set[str] = set()
+
+    def open(self) -> Store:
+        """A store on this log, not opened yet."""
+        return cast("Store", _Noting(open_log(self.url, store=self.store), self.groups))
+
+    async def remove(self) -> None:
+        """Remove what is left of it; nothing for SQLite and memory, because the folder goes as a whole."""
+        for url in {self.url, self.store} - {None}:
+            match split(str(url)).scheme:
+                case "amqp" | "amqps":
+                    await asyncio.to_thread(_delete_queues, str(url), self.groups)
+                case "kafka" | "kafka+ssl":
+                    await _delete_topics(str(url))
+                case "postgresql" | "postgres":
+                    await asyncio.to_thread(_drop_schema, str(url))
+
+
+def place_of(url: str, store: str | None, folder: str, name: str) -> Place:
+    """An empty log like that of a URL. folder: as folder_beside() gave it. name: of the promise."""
+    if not is_broker(url):
+        return Place(_store_like(url, folder, name), DEFAULT_STORE)
+    return Place(
+        _with_options(url, prefix=f"certify-{secrets.token_hex(6)}-"), None if store is None else _store_like(store, folder, name)
+    )
+
+
+def _store_like(url: str, folder: str, name: str) -> str:
     match split(url).scheme:
         case "sqlite":
-            parts = urlsplit(with_options(url, lease_s=SHORT_LEASE["sqlite"]))
+            parts = urlsplit(_with_options(url, lease_s=SHORT_LEASE_S))
             return f"sqlite:///{quote(folder)}/{name}.db?{parts.query}"
-        case "postgresql" | "postgres" as scheme:
-            return with_options(url, schema=f"certify_{secrets.token_hex(6)}", lease_s=SHORT_LEASE[scheme])
+        case "postgresql" | "postgres":
+            return _with_options(url, schema=f"certify_{secrets.token_hex(6)}", lease_s=SHORT_LEASE_S)
     return url
 
 
-def broker_place(url: str) -> str:
-    """The URL of the same broker, with names nobody else has."""
-    return with_options(url, prefix=f"certify-{secrets.token_hex(6)}-")
-
-
-def with_options(url: str, **given: str) -> str:
+def _with_options(url: str, **given: str) -> str:
     """The URL with some options set, whatever they were."""
     parts = split(url)
     kept = [(name, value) for name, value in parse_qsl(parts.query, keep_blank_values=True) if name not in given]
     return urlunsplit(parts._replace(query=urlencode([*kept, *given.items()])))
 
 
-@contextlib.asynccontextmanager
-async def removed(url: str, store: str | None) -> AsyncIterator[None]:
-    """Whatever the block made at these places is removed at its end."""
-    try:
-        yield
-    finally:
-        for place in (url, store):
-            if place is not None:
-                await _remove(place)
+class _Noting:
+    """A store that says which groups were bound: a broker may not tell of them."""
+
+    def __init__(self, store: Store, groups: set[str]) -> None:
+        self._noted, self._groups = store, groups
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._noted, name)
+
+    async def bind(self, groups: Sequence[Group], *, work: bool = True) -> None:
+        self._groups.update(group.name for group in groups)
+        await self._noted.bind(groups, work=work)
 
 
-async def _remove(place: str) -> None:
-    """Nothing for SQLite and memory: the folder goes as a whole."""
+def _delete_queues(url: str, groups: Iterable[str]) -> None:
+    import pika
+
+    from trilogue.brokers.rabbitmq.options import read
+
+    o = read(url)
+    parameters = pika.ConnectionParameters(
+        o.host,
+        o.port,
+        o.vhost,
+        pika.PlainCredentials(o.user, o.password),
+        ssl_options=None if o.tls is None else pika.SSLOptions(o.tls, o.host),
+        blocked_connection_timeout=REMOVE_S,
+    )
+    with pika.BlockingConnection(parameters) as connection:
+        channel = connection.channel()
+        for queue in (o.unrouted, *(name(group) for group in groups for name in (o.queue, o.dead_queue))):
+            channel.queue_delete(queue)
+        for exchange in (o.events, o.unrouted, o.dead):
+            channel.exchange_delete(exchange)
+
+
+async def _delete_topics(url: str) -> None:
+    from trilogue.brokers.kafka.admin import Admin
+    from trilogue.brokers.kafka.settings import read
+
+    admin = Admin(read(url))
+    await admin.delete(await admin.topics())
+    for group in await admin.groups():
+        await admin.delete_group(group)
+
+
+def _drop_schema(url: str) -> None:
+    import psycopg
+    from psycopg import sql
+
+    schema = dict(parse_qsl(split(url).query))["schema"]
+    plain = urlunsplit(split(url)._replace(query=""))
+    with psycopg.connect(plain, connect_timeout=round(REMOVE_S), autocommit=True) as connection:
+        connection.execute(sql.SQL("drop schema if exists {} cascade").format(sql.Identifier(schema)))

@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Literal
 
@@ -113,6 +113,8 @@ class Bench:
         store = self._make()
         await store.open()
         self._open.append(store)
+        if Feature.REPLAY not in store.features:  # a queue has no beginning before it is declared
+            groups = tuple(replace(each, start="now") if each.start == "beginning" else each for each in groups)
         if groups:
             await store.bind(groups, work=work)
         return store

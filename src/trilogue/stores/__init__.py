@@ -13,7 +13,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from trilogue.errors import BadOption, UnknownScheme, Unsupported
-from trilogue.ports import Store
+from trilogue.ports import InboxStore
 from trilogue.stores.store import SqlStore
 from trilogue.urls import number, options, redacted, split, whole
 
@@ -24,7 +24,7 @@ _NOT_YET = {"postgresql", "amqp", "kafka"}
 _OPTIONS = {"lease_s": number(0.1, 3600), "payload_bytes": whole(1, 1 << 30), "wal_bytes": whole(1 << 20, 1 << 45)}
 
 
-def open_store(url: str) -> Store:
+def open_store(url: str) -> InboxStore:
     """The store behind a URL, not opened yet.
 
     Raises UnknownScheme, Unsupported, BadOption; each names what would be right.

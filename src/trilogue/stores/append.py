@@ -14,8 +14,8 @@ from trilogue.errors import Conflict, Rejected, StreamClosed
 from trilogue.events import EARLIEST_US, KEY_CHARS, LATEST_US, MOST_VERSION, Envelope
 from trilogue.patterns import TYPE_CHARS
 from trilogue.ports import ANY_VERSION, SLOTS
-from trilogue.stores.log import COLUMNS, Row, Types, newest, note_places, record_of, slot_of
-from trilogue.stores.writer import Sql
+from trilogue.stores.log import COLUMNS, Row, StreamMarks, Types, newest, note_places, record_of, slot_of, stream_marks
+from trilogue.stores.dialect import Sql
 
 PAYLOAD_BYTES = 1 << 20
 ID_CHARS = 255
@@ -92,6 +92,9 @@ def _check_text(envelope: Envelope) -> None:
 
 def append_all(sql: Sql, types: Types, appends: Sequence[Append], now_us: int) -> list[list[int] | Conflict]:
     """Append independently of each other; each gets its positions, or the Conflict that refused it alone."""
+    if sql.dialect.append_all is not None:
+        done: list[list[int] | Conflict] = sql.dialect.append_all(sql, types, appends, now_us)
+        return done
     head, last_us = types.end(sql)
     at_us = max(now_us, last_us)
     planned = _plan(sql, types, appends, head, at_us)
@@ -105,7 +108,7 @@ def append_all(sql: Sql, types: Types, appends: Sequence[Append], now_us: int) -
     else:
         _note_tags(sql, planned)
     positions: list[list[int] | Conflict] = [
-        _alone(sql, types, append, at_us) if own is None else [row[0] for row in own] for append, own in planned
+        alone(sql, types, append, at_us) if own is None else [row[0] for row in own] for append, own in planned
     ]
     is_plain = all(own is not None for _, own in planned)
     types.newest = (head + len(rows), at_us) if is_plain and rows else None
@@ -139,14 +142,15 @@ def stream_head(sql: Sql, types: Types, stream: str) -> tuple[int, bool]:
     if version is not None:
         return version, False
     rows = sql.rows(
-        "select (select max(version) from trilogue_records where stream = ?1), "
-        "(select cast(body as text) ->> '$.closed' from trilogue_state where owner = 'stream' and id = ?1)",
-        (stream,),
+        "select (select max(version) from trilogue_records where stream = ?), "
+        "(select body from trilogue_state where owner = 'stream' and id = ?)",
+        (stream, stream),
     )
-    version, closed = rows[0][0] or 0, rows[0][1]
-    if closed is None:
+    version, body = rows[0][0] or 0, rows[0][1]
+    is_closed = body is not None and msgspec.json.decode(body, type=StreamMarks).closed is not None
+    if not is_closed:
         types.heads[stream] = version
-    return version, closed is not None
+    return version, is_closed
 
 
 def _insert(sql: Sql, rows: list[Row]) -> int:
@@ -164,7 +168,7 @@ def _note_tags(sql: Sql, planned: Sequence[tuple[Append, list[Row] | None]]) -> 
         for tag in envelope.tags
     ]
     if tags:
-        sql.many("insert or ignore into trilogue_tags (tag, position) values (?, ?)", tags)
+        sql.many("insert into trilogue_tags (tag, position) values (?, ?) on conflict (tag, position) do nothing", tags)
 
 
 def _row(
@@ -189,12 +193,13 @@ def _row(
         version,
         envelope.correlation_id,
         envelope.causation_id,
-        _more(envelope),
+        more_of(envelope),
         envelope.data,
     )
 
 
-def _more(envelope: Envelope) -> bytes | None:
+def more_of(envelope: Envelope) -> bytes | None:
+    """What few envelopes have, as it is stored: subject, trace, extensions, tags."""
     if envelope.subject is None and envelope.traceparent is None and envelope.extensions is None and not envelope.tags:
         return None
     return msgspec.json.encode((envelope.subject, envelope.traceparent, envelope.extensions, envelope.tags))
@@ -203,7 +208,7 @@ def _more(envelope: Envelope) -> bytes | None:
 # ── one by one ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _alone(sql: Sql, types: Types, append: Append, at_us: int) -> list[int] | Conflict:
+def alone(sql: Sql, types: Types, append: Append, at_us: int) -> list[int] | Conflict:
     """The positions of one append some of which may be stored already; a Conflict takes back what was not."""
     sql.rows("savepoint append")
     try:
@@ -253,8 +258,7 @@ def _refused(sql: Sql, types: Types, stream: str, expected: int, version: int, *
         by = record.who or record.source
         last = f"version {version} is {record.type!r}, written by {by} at {record.recorded:%Y-%m-%d %H:%M:%S.%f} UTC"
     if is_closed:
-        said = "select cast(body as text) ->> '$.closed' from trilogue_state where owner = 'stream' and id = ?"
-        why = sql.rows(said, (stream,))[0][0]
+        why = stream_marks(sql, stream).closed
         told = f"stream {stream!r} is closed at version {version} ({why}): nothing is appended to it any more; {last}"
         return StreamClosed(told, stream=stream, expected=expected, actual=version, by=by)
     return Conflict(
@@ -291,11 +295,15 @@ def _repeated(sql: Sql, types: Types, envelopes: Sequence[Envelope], stream: str
 
 def emit(sql: Sql, types: Types, envelopes: Sequence[Envelope], now_us: int) -> None:
     """Append what a handler emitted; ids that are there already (a redelivery emits them again) are left alone."""
+    if sql.dialect.emit is not None:
+        sql.dialect.emit(sql, types, envelopes, now_us)
+        return
     head, last_us = newest(sql)
     at_us, types.newest = max(now_us, last_us), None
     rows = [_row(sql, types, envelope, head + n, at_us) for n, envelope in enumerate(envelopes, 1)]
     stored = sql.many(_INSERT, rows)
     tags = [(tag, envelope.id) for envelope in envelopes for tag in envelope.tags]
     if tags:  # by id, because some of them may have been there before
-        sql.many("insert or ignore into trilogue_tags select ?, position from trilogue_records where id = ?", tags)
+        select = "select cast(? as text), position from trilogue_records where id = ?"
+        sql.many(f"insert into trilogue_tags {select} on conflict (tag, position) do nothing", tags)
     note_places(sql, types, head + len(rows) if stored == len(rows) else newest(sql)[0])

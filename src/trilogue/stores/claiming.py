@@ -8,7 +8,7 @@ from trilogue.gate import NEVER_US, HeldRow
 from trilogue.ports import SLOTS
 from trilogue.stores.groups import DEAD, PARKED, READY
 from trilogue.stores.log import COLUMNS, Types, numbers, record_of, unpack
-from trilogue.stores.writer import Sql
+from trilogue.stores.dialect import Sql
 
 RUN_RECORDS = 200
 SCAN_POSITIONS = 50_000
@@ -43,23 +43,25 @@ def held_index(
 ) -> tuple[list[tuple[str, int, int]], list[tuple[int, int, int]]]:
     """Which keys are held, with slot and due time of their first row; and the due times of rows without order."""
     mine = f"group_id = ? and slot in ({numbers(slots)}) and state < {DEAD}"
-    # SQLite takes the other columns from the row that has the minimum: https://sqlite.org/lang_select.html#bareagg
+    first = f"select slot, key, min(position) as position from trilogue_held where {mine} and key is not null group by slot, key"
     keys = sql.rows(
-        f"select key, slot, state, due_us, min(position) from trilogue_held where {mine} and key is not null group by slot, key",
-        (group_id,),
+        f"select f.key, f.slot, h.state, h.due_us from ({first}) f join trilogue_held h "
+        "on h.group_id = ? and h.position = f.position",
+        (group_id, group_id),
     )
     loose = sql.rows(
         f"select due_us, position, slot from trilogue_held where {mine} and state = {READY}"
         + (" and key is null" if ordered else ""),
         (group_id,),
     )
-    return [(key, slot, NEVER_US if state == PARKED else due) for key, slot, state, due, _ in keys], loose
+    return [(key, slot, NEVER_US if state == PARKED else due) for key, slot, state, due in keys], loose
 
 
 def held_after(sql: Sql, group_id: int, after: int, *, limit: int) -> list[tuple[int, int, str | None, int]]:
     """The rows (position, slot, key, due) that came to a broker's group beyond a position; NEVER_US where nobody retries."""
     rows = sql.rows(
-        "select position, slot, key, state, due_us from trilogue_held where group_id = ? and position > ? order by position limit ?",
+        "select position, slot, key, state, due_us from trilogue_held where group_id = ? and position > ? "
+        "order by position limit ?",
         (group_id, after, limit),
     )
     return [(position, slot, key, due if state == READY else NEVER_US) for position, slot, key, state, due in rows]
@@ -74,9 +76,7 @@ def held_of_key(sql: Sql, types: Types, group_id: int, slot: int, key: str, *, l
     return [_held_row(sql, types, row) for row in rows]
 
 
-def held_of_keys(
-    sql: Sql, types: Types, group_id: int, keys: Sequence[tuple[int, str]], *, limit: int
-) -> list[list[HeldRow]]:
+def held_of_keys(sql: Sql, types: Types, group_id: int, keys: Sequence[tuple[int, str]], *, limit: int) -> list[list[HeldRow]]:
     """The first held rows of each (slot, key), one at least of each that has any, `limit` of all."""
     found: list[list[HeldRow]] = []
     for left, (slot, name) in zip(range(len(keys) - 1, -1, -1), keys, strict=True):

@@ -34,7 +34,8 @@ from trilogue.stores.sqlite import (
 )
 from trilogue.stores.transaction import SqlTransaction
 from trilogue.stores.userdb import read_only
-from trilogue.stores.writer import Sql, Writer
+from trilogue.stores.dialect import Sql
+from trilogue.stores.writer import Writer
 
 T = TypeVar("T")
 QUERY_S = 30.0

@@ -11,7 +11,7 @@ from trilogue.events import Record
 from trilogue.ports import DeadLetter
 from trilogue.stores.groups import DEAD, PARKED, READY, group_id_of
 from trilogue.stores.log import COLUMNS, Types, record_of, unpack
-from trilogue.stores.writer import Sql
+from trilogue.stores.dialect import Sql
 
 _PAGE = 10_000
 
@@ -38,12 +38,19 @@ def _letter(sql: Sql, types: Types, row: Any) -> DeadLetter:
 
 def held(sql: Sql, types: Types, *, after: int, limit: int) -> list[Record]:
     """Records with a held row of whatever state, each once."""
+    page = "select distinct position from trilogue_held where position > ? order by position limit ?"
+    places = sql.rows(page, (after, max(0, min(limit, _PAGE))))
+    if not places:
+        return []
+    between = (places[0][0], places[-1][0])
     rows = sql.rows(
-        f"select {COLUMNS} from trilogue_records where position in (select distinct position from trilogue_held "
-        "where position > ? order by position limit ?) order by position",
-        (after, max(0, min(limit, _PAGE))),
+        f"select {COLUMNS} from trilogue_records where position in (select position from trilogue_held "
+        "where record is null and position between ? and ?) order by position",
+        between,
     )
-    return [record_of(sql, types, row) for row in rows]
+    select = "select record, position from trilogue_held where record is not null and position between ? and ?"
+    inbox = {record.id: record for record in (unpack(*row) for row in sql.rows(select, between))}
+    return sorted((*(record_of(sql, types, row) for row in rows), *inbox.values()), key=lambda record: record.position)
 
 
 def redrive(sql: Sql, group: str, positions: Sequence[int] | None) -> int:

@@ -9,11 +9,11 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from trilogue.errors import UnknownEvent, Unsupported
+from trilogue.errors import TwiceNamed, UnknownEvent, Unsupported
 from trilogue.events import Group
 from trilogue.ports import SLOTS, Db, SeekTo
 from trilogue.stores.log import newest, oldest, position_at, unpack
-from trilogue.stores.writer import Sql
+from trilogue.stores.dialect import Sql, alone
 
 READY, PARKED, DEAD = 0, 1, 2
 OF_A_BROKERS_GROUP = ("lane", "seen", "replay")  # what else is kept of one, as inbox.py says
@@ -21,6 +21,7 @@ OF_A_BROKERS_GROUP = ("lane", "seen", "replay")  # what else is kept of one, as 
 
 def bind(sql: Sql, groups: Sequence[Group], now_us: int) -> None:
     """Declare groups; a known one keeps its cursor."""
+    alone(sql)  # two that find a group missing must not both make it
     for group in groups:
         patterns = msgspec.json.encode(group.patterns).decode()
         there = sql.rows("select id, app, patterns, ordered, has_effects from trilogue_groups where name = ?", (group.name,))
@@ -44,7 +45,9 @@ def _check_log(sql: Sql, group_id: int, group: Group) -> None:
     """A group reads the log of this store or a broker's: its positions would mean two things."""
     is_inbox = sql.rows("select inbox from trilogue_groups where id = ?", (group_id,))[0][0] is not None
     if is_inbox != group.inbox:
-        now, was = ("a broker", "this store itself") if group.inbox else ("this store", "a broker, beside which this store stands")
+        now, was = (
+            ("a broker", "this store itself") if group.inbox else ("this store", "a broker, beside which this store stands")
+        )
         raise Unsupported(
             f"group {group.name!r} is to read the log of {now}, and has read that of {was}: give the App the URL it had, give "
             f"the handler another group=, or forget what it did with `trilogue groups drop {group.name}`"
@@ -80,8 +83,8 @@ def start(sql: Sql, group: Group, after: int, now_us: int, *, instead_of: str | 
     create(sql, group, after, now_us)
     if instead_of is not None:
         sql.rows(
-            "update trilogue_slots set quiet_to = o.reached from "
-            "(select slot as n, max(cursor, quiet_to) as reached from trilogue_slots where group_id = ?) o "
+            "update trilogue_slots set quiet_to = o.reached from (select slot as n, "
+            "case when cursor < quiet_to then quiet_to else cursor end as reached from trilogue_slots where group_id = ?) o "
             "where group_id = ? and slot = o.n and o.reached > cursor",
             (group_id_of(sql, instead_of), group_id_of(sql, group.name)),
         )
@@ -150,7 +153,7 @@ def seek(
         )
     if reset is not None:
         reset(db)
-    quiet = "0" if emits else "max(quiet_to, cursor)"
+    quiet = "0" if emits else "case when cursor < quiet_to then quiet_to else cursor end"
     sql.rows(
         f"update trilogue_slots set epoch = epoch + 1, quiet_to = {quiet}, cursor = ? where group_id = ?",
         (cursor, group_id),
@@ -185,6 +188,19 @@ def drop(sql: Sql, name: str) -> None:
         sql.rows(f"delete from trilogue_{table} where group_id = ?", (group_id,))
     sql.rows("delete from trilogue_state where owner in (?, ?, ?)", tuple(f"{what}:{name}" for what in OF_A_BROKERS_GROUP))
     sql.rows("delete from trilogue_groups where id = ?", (group_id,))
+
+
+def rename(sql: Sql, name: str, new: str) -> None:
+    """Give a group another name; whoever works for the old one is fenced off."""
+    group_id = group_id_of(sql, name)
+    if sql.rows("select 1 from trilogue_groups where name = ?", (new,)):
+        raise TwiceNamed(f"there is a group {new!r} already: drop it first (`trilogue groups drop {new}`), or take another name")
+    sql.rows("delete from trilogue_members where group_id = ?", (group_id,))
+    sql.rows("update trilogue_slots set epoch = epoch + 1, owner = null where group_id = ?", (group_id,))
+    sql.rows(
+        "update trilogue_groups set name = ?, epoch = epoch + 1, revision = revision + 1 where id = ?",
+        (new, group_id),
+    )
 
 
 def revisions(sql: Sql) -> dict[str, int]:

@@ -14,7 +14,7 @@ of its keys, so nothing of a key can come between the look and the row.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -23,15 +23,16 @@ from trilogue.events import Delivery, InTransaction, Settlement, now_us
 from trilogue.ports import SLOTS, Db, Diverted, Marks, Place, Progress, Taken
 from trilogue.stores.append import emit
 from trilogue.stores.database import Database
+from trilogue.stores.dialect import Sql
 from trilogue.stores.groups import DEAD, group_id_of
 from trilogue.stores.log import Types, numbers, pack, slot_of
 from trilogue.stores.settling import Effects, held_as
-from trilogue.stores.writer import Again, Sql
+from trilogue.stores.writer import Again
 
+T = TypeVar("T")
 SEEN_US = 24 * 3_600 * 1_000_000
 LOOK_KEYS = 200
 EFFECT_ROWS = 1_000  # as many as always go through the writer's thread: they run the user's code
-
 
 
 class Inbox:
@@ -89,8 +90,8 @@ class Inbox:
         rows: list[Any] = await self._db.look(lambda sql, _: sql.rows(select))
         return [name for (name,) in rows]
 
-    async def _write(self, run: Callable[[Sql], Any], *, rows: int = 1) -> Any:
-        result = await self._db.write(run, rows=rows)
+    async def _write(self, run: Callable[[Sql], T], *, rows: int = 1) -> T:
+        result: T = await self._db.write(run, rows=rows)
         self._wrote()
         return result
 

@@ -12,7 +12,7 @@ import msgspec
 from trilogue.events import Envelope, Record
 from trilogue.patterns import matches_any
 from trilogue.ports import SLOTS, Query
-from trilogue.stores.writer import Sql
+from trilogue.stores.dialect import Sql
 
 PAGE_RECORDS = 10_000
 PLACE_RECORDS = 4_096
@@ -20,6 +20,10 @@ HEADS = 10_000
 
 COLUMNS = "position, slot, type, id, key, time_us, recorded_us, stream, version, correlation, causation, more, data"
 Row = tuple[Any, ...]
+PUT_STATE = (
+    "insert into trilogue_state (owner, id, at_us, body) values (?, ?, ?, ?) on conflict (owner, id) do update set "
+    "at_us = excluded.at_us, body = excluded.body"
+)
 
 
 class Types:
@@ -43,7 +47,15 @@ class Types:
         return self._numbers.get(triple) or self._make(sql, triple)
 
     def _make(self, sql: Sql, triple: tuple[str, str, int]) -> int:
-        sql.rows("insert into trilogue_types (name, source, schema_version) values (?, ?, ?) on conflict do nothing", triple)
+        if sql.dialect.end:
+            sql.rows(
+                sql.dialect.end
+            )  # numbers become visible in their order, as positions do: a reader asks for those after its last
+        sql.rows(
+            "insert into trilogue_types (id, name, source, schema_version) select coalesce(max(id), 0) + 1, ?, ?, ? "
+            "from trilogue_types where true on conflict (name, source, schema_version) do nothing",
+            triple,
+        )
         self.load(sql)
         return self._numbers[triple]
 
@@ -65,7 +77,14 @@ class Types:
         self._data_version = -1
 
     def end(self, sql: Sql) -> tuple[int, int]:
-        """Position and recorded time of the newest record; what is remembered is forgotten if another process has committed."""
+        """Position and recorded time of the newest record; what is remembered is forgotten if another process has committed.
+
+        Where several transactions write at a time, nobody else appends from here until the commit.
+        """
+        if sql.dialect.end:
+            self.heads.clear()
+            end: tuple[int, int] = sql.rows(sql.dialect.end)[0]
+            return end
         version = sql.rows("pragma data_version")[0][0]
         if version != self._data_version or len(self.heads) > HEADS:
             self._data_version = version
@@ -106,7 +125,8 @@ def note_places(sql: Sql, types: Types, head: int, *, least: int = PLACE_RECORDS
     """
     if types.placed is not None and head - types.placed < least:
         return
-    types.placed = int(sql.rows("select placed from trilogue_progress")[0][0])  # another process may have done it
+    placed = "select placed from trilogue_progress" + sql.dialect.for_update
+    types.placed = int(sql.rows(placed)[0][0])  # another process may have done it
     if head - types.placed < least:
         return
     new = (types.placed, head)
@@ -118,8 +138,9 @@ def note_places(sql: Sql, types: Types, head: int, *, least: int = PLACE_RECORDS
         new,
     )
     sql.rows(
-        "insert or ignore into trilogue_traces select correlation, position from trilogue_records "
-        "where position > ? and position <= ? and correlation is not null order by correlation, position",
+        "insert into trilogue_traces select correlation, position from trilogue_records "
+        "where position > ? and position <= ? and correlation is not null order by correlation, position "
+        "on conflict (correlation, position) do nothing",
         new,
     )
     sql.rows("update trilogue_progress set placed = ?", (head,))
@@ -251,9 +272,20 @@ def _conditions(sql: Sql, types: Types, query: Query) -> tuple[str, list[Any]]:
 
 def first_version(sql: Sql, stream: str) -> int:
     """The first version of a stream that is shown; 0 if it was never truncated."""
-    said = "select json_extract(cast(body as text), '$.first') from trilogue_state where owner = 'stream' and id = ?"
-    rows = sql.rows(said, (stream,))
-    return rows[0][0] or 0 if rows else 0
+    return stream_marks(sql, stream).first
+
+
+class StreamMarks(msgspec.Struct, omit_defaults=True):
+    """What is unusual about a stream: why it is closed, the first version that is shown."""
+
+    closed: str | None = None
+    first: int = 0
+
+
+def stream_marks(sql: Sql, stream: str) -> StreamMarks:
+    """What trilogue_state says of a stream."""
+    rows = sql.rows("select body from trilogue_state where owner = 'stream' and id = ?", (stream,))
+    return msgspec.json.decode(rows[0][0], type=StreamMarks) if rows else StreamMarks()
 
 
 def numbers(values: Iterable[int]) -> str:

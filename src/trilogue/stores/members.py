@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from trilogue.ports import SLOTS
-from trilogue.stores.writer import Sql
+from trilogue.stores.dialect import Sql
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,15 +42,15 @@ def attend(
 ) -> Attendance | None:
     """Report for work: renew the membership, give up slots, take free ones up to a fair share. None: there is no such group.
 
-    now_us: the machine's monotonic clock. give_up: slots of which nothing is out.
+    now_us: the clock that all workers share. give_up: slots of which nothing is out.
     """
-    known = sql.rows("select id from trilogue_groups where name = ?", (name,))
+    known = sql.rows("select id from trilogue_groups where name = ?" + sql.dialect.for_update, (name,))  # one at a time
     if not known:
         return None
     group_id = int(known[0][0])
     joined = not sql.rows("select 1 from trilogue_members where group_id = ? and worker = ?", (group_id, member.name))
     sql.rows(
-        "insert into trilogue_members values (?, ?, ?, ?, ?, ?, ?) on conflict do update set "
+        "insert into trilogue_members values (?, ?, ?, ?, ?, ?, ?) on conflict (group_id, worker) do update set "
         "lease_us = excluded.lease_us, in_flight = excluded.in_flight, rate = excluded.rate",
         (group_id, member.name, member.machine, member.pid, now_us + lease_us, in_flight, rate),
     )

@@ -10,8 +10,8 @@ from typing import Any
 import msgspec
 
 from trilogue.events import now_us
-from trilogue.stores.log import newest, numbers, position_at
-from trilogue.stores.writer import Sql
+from trilogue.stores.log import PUT_STATE, StreamMarks, newest, numbers, position_at
+from trilogue.stores.dialect import Sql
 
 OWNER, REMOVED = "retention", "removed"
 TRIM_RECORDS = 5_000
@@ -19,11 +19,7 @@ WINDOW = 50_000
 
 # The newest record of a stream stays whatever is asked: its version counts on.
 _NEWER = "exists (select 1 from trilogue_records n where n.stream = r.stream and n.version > r.version)"
-_HIDDEN = (
-    "exists (select 1 from trilogue_state s where s.owner = 'stream' and s.id = r.stream "
-    "and r.version < json_extract(cast(s.body as text), '$.first'))"
-)
-_UNTAGGED = "(more is null or coalesce(json_array_length(cast(more as text), '$[3]'), 0) = 0)"
+_MARKS = "(select s.body from trilogue_state s where s.owner = 'stream' and s.id = r.stream)"
 _HELD = (
     "exists (select 1 from trilogue_groups g join trilogue_held h on h.group_id = g.id and h.position = r.position "
     "where g.inbox is null)"
@@ -48,19 +44,24 @@ def removed(sql: Sql) -> tuple[int, int]:
 
 def trim(sql: Sql, start: int, floor: int, *, force: bool, streams: bool) -> tuple[int, int]:
     """Remove what may go of a window from `start` on; returns how many went, and where the next window begins."""
-    # What decisions rest on stays unless asked for: streams, and whatever carries tags.
-    may_go = f"(stream is null or {_NEWER})" if streams else f"(stream is null or ({_NEWER} and {_HIDDEN})) and {_UNTAGGED}"
     held = "" if force else f"and not {_HELD}"
     until = min(floor, start + WINDOW)
-    rows = sql.rows(
-        "select position, slot, correlation, more, recorded_us from trilogue_records r where position >= ? and position < ? "
-        f"{held} and {may_go} order by position limit ?",
+    found = sql.rows(
+        f"select position, slot, correlation, more, recorded_us, version, {_MARKS} from trilogue_records r "
+        f"where position >= ? and position < ? {held} and (stream is null or {_NEWER}) order by position limit ?",
         (start, until, TRIM_RECORDS),
     )
-    _remove(sql, rows, force=force)
+    rows = found if streams else [row for row in found if not _is_rested_on(*row[3:])]
     if rows:
+        _remove(sql, rows, force=force)
         _note_removed(sql, rows[-1][0], rows[-1][4])
-    return len(rows), rows[-1][0] + 1 if len(rows) == TRIM_RECORDS else until
+    return len(rows), found[-1][0] + 1 if len(found) == TRIM_RECORDS else until
+
+
+def _is_rested_on(more: bytes | None, _recorded_us: int, version: int | None, marks: bytes | None) -> bool:
+    """Whether decisions may rest on a record: one of a stream that is shown, or one with tags."""
+    first = msgspec.json.decode(marks, type=StreamMarks).first if marks else 0
+    return (version is not None and version >= first) or bool(more and _tags(more))
 
 
 def _remove(sql: Sql, rows: list[Any], *, force: bool) -> None:
@@ -78,8 +79,7 @@ def _remove(sql: Sql, rows: list[Any], *, force: bool) -> None:
 def _note_removed(sql: Sql, position: int, recorded_us: int) -> None:
     """In the transaction that removes: whoever starts from the log must know, and see it, from then on."""
     if position > removed(sql)[0]:
-        put = "insert or replace into trilogue_state (owner, id, at_us, body) values (?, ?, ?, ?)"
-        sql.rows(put, (OWNER, REMOVED, now_us(), msgspec.json.encode((position, recorded_us))))
+        sql.rows(PUT_STATE, (OWNER, REMOVED, now_us(), msgspec.json.encode((position, recorded_us))))
 
 
 def _tags(more: bytes) -> list[str]:

@@ -17,10 +17,11 @@ from trilogue.events import Delivery, Envelope, InTransaction, Settlement
 from trilogue.gate import Plan, Row
 from trilogue.stores.append import emit
 from trilogue.stores.groups import DEAD, PARKED, READY
-from trilogue.stores.log import Types
+from trilogue.stores.log import Types, numbers
 from trilogue.stores.members import Member
 from trilogue.stores.transaction import SqlTransaction
-from trilogue.stores.writer import Again, Sql, answerable
+from trilogue.stores.dialect import Sql
+from trilogue.stores.writer import Again, answerable
 
 ERROR_CHARS = 2_000
 TRACEBACK_CHARS = 20_000
@@ -115,7 +116,7 @@ def settle(
     """
     if plan.generation.broken:
         raise LeaseLost("an earlier settlement of this group failed: its records are delivered again")
-    mine = _fence(sql, group_id, member, plan)
+    mine = _locked(sql, group_id, member, plan, early, rest) if sql.dialect.for_update else _fence(sql, group_id, member, plan)
     lost: list[Delivery] = []
     if mine is not plan.epochs:
         lost += [settlement.delivery for settlement in early if not _holds(settlement.delivery, mine)]
@@ -175,6 +176,28 @@ def _fence(sql: Sql, group_id: int, member: Member, plan: Plan) -> dict[int, int
     return {slot: epoch for slot, epoch in plan.epochs.items() if now.get(slot) == epoch}
 
 
+def _locked(
+    sql: Sql,
+    group_id: int,
+    member: Member,
+    plan: Plan,
+    early: Sequence[Settlement],
+    rest: Sequence[Settlement | InTransaction],
+) -> dict[int, int]:
+    """The fence where several transactions write at a time: whoever takes one of these slots waits until the commit."""
+    deliveries = [settlement.delivery for settlement in early]
+    for answer in rest:
+        deliveries += (answer.delivery,) if isinstance(answer, Settlement) else answer.deliveries
+    slots = {delivery.lease.slot for delivery in deliveries} | plan.cursors.keys()
+    slots |= {row.slot for row in (*plan.rows, *plan.followers)}
+    if not slots:
+        return plan.epochs
+    select = f"select slot, epoch from trilogue_slots where group_id = ? and owner = ? and slot in ({numbers(slots)}) order by slot"
+    now = dict(sql.rows(select + sql.dialect.for_update, (group_id, member.name)))
+    mine = {slot: epoch for slot, epoch in plan.epochs.items() if slot in slots and now.get(slot) == epoch}
+    return plan.epochs if len(mine) == len(slots) else mine
+
+
 def _write_held(sql: Sql, group_id: int, settlements: Iterable[Settlement], now_us: int, *, ordered: bool) -> None:
     gone: list[tuple[int, int]] = []
     kept: list[tuple[Any, ...]] = []
@@ -191,7 +214,7 @@ def _write_held(sql: Sql, group_id: int, settlements: Iterable[Settlement], now_
     if kept:
         sql.many(
             "insert into trilogue_held (group_id, position, slot, key, state, due_us, attempt, failed_us, error, traceback) "
-            "values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) on conflict do update set state = excluded.state, due_us = excluded.due_us, "
+            "values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) on conflict (group_id, position) do update set state = excluded.state, due_us = excluded.due_us, "
             "attempt = excluded.attempt, failed_us = excluded.failed_us, error = excluded.error, traceback = excluded.traceback",
             kept,
         )
@@ -243,6 +266,7 @@ def _write_cursors(
             failed[slot] += settlement.charged
     slots = cursors.keys() | done.keys() | failed.keys()
     sql.many(
-        "update trilogue_slots set cursor = max(cursor, ?), done = done + ?, failed = failed + ? where group_id = ? and slot = ?",
-        [(cursors.get(slot, 0), done[slot], failed[slot], group_id, slot) for slot in slots],
+        "update trilogue_slots set cursor = case when cursor < ? then ? else cursor end, done = done + ?, failed = failed + ? "
+        "where group_id = ? and slot = ?",
+        [(cursors.get(slot, 0), cursors.get(slot, 0), done[slot], failed[slot], group_id, slot) for slot in sorted(slots)],
     )

@@ -24,6 +24,7 @@ from urllib.parse import unquote
 import apsw
 
 from trilogue.errors import BadOption, OutcomeUnknown, Rejected, StorageFull, TimedOut, TrilogueError, Unavailable
+from trilogue.stores.dialect import SQLITE
 
 try:
     import fcntl
@@ -68,7 +69,9 @@ if hasattr(os, "register_at_fork"):
 
 
 class ApswSql:
-    """stores.writer.Sql over apsw."""
+    """stores.dialect.Sql over apsw."""
+
+    dialect = SQLITE
 
     def __init__(self, connection: apsw.Connection) -> None:
         self.attach(connection)

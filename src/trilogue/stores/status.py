@@ -3,7 +3,6 @@
 lag = records the group reads, beyond the cursor of their slot, + held rows that are not dead
 """
 
-import time
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -15,8 +14,8 @@ from trilogue.events import now_us
 from trilogue.patterns import matches_any
 from trilogue.ports import GroupStatus, Kind
 from trilogue.stores.groups import DEAD, PARKED, READY, group_id_of
-from trilogue.stores.log import Types, newest, numbers
-from trilogue.stores.writer import Sql
+from trilogue.stores.log import Types, newest, numbers, unpack
+from trilogue.stores.dialect import Sql, clock_us
 
 COUNT_RECORDS = 1_000_000
 
@@ -34,10 +33,10 @@ def _group(
     patterns = tuple(msgspec.json.decode(patterns_json))
     behind, oldest_us = _behind(sql, types, group_id, patterns)
     held = _held(sql, group_id)
-    done, failed = sql.rows("select sum(done), sum(failed) from trilogue_slots where group_id = ?", (group_id,))[0]
+    done, failed = sql.rows("select cast(sum(done) as bigint), cast(sum(failed) as bigint) from trilogue_slots where group_id = ?", (group_id,))[0]
     workers, in_flight, rate = sql.rows(
         "select count(*), sum(in_flight), sum(rate) from trilogue_members where group_id = ? and lease_us >= ?",
-        (group_id, time.monotonic_ns() // 1_000),
+        (group_id, clock_us(sql)),
     )[0]
     lag = behind + held["ready"]
     oldest_us = min(oldest_us or held["oldest_us"], held["oldest_us"] or oldest_us)
@@ -64,6 +63,8 @@ def _group(
 
 def _behind(sql: Sql, types: Types, group_id: int, patterns: tuple[str, ...]) -> tuple[int, int]:
     """Records beyond the cursors, and when the first of them was recorded."""
+    if _is_inbox(sql, group_id):
+        return 0, 0
     kinds = types.matching(patterns)
     cursors = dict(sql.rows("select slot, cursor from trilogue_slots where group_id = ?", (group_id,)))
     head = newest(sql)[0]
@@ -74,7 +75,7 @@ def _behind(sql: Sql, types: Types, group_id: int, patterns: tuple[str, ...]) ->
     count, first = sql.rows(
         "select count(*), min(position) from (select r.position from trilogue_records r join trilogue_slots s "
         "on s.group_id = ? and s.slot = r.slot where r.position > ? and r.position > s.cursor "
-        f"{wanted} limit {COUNT_RECORDS})",
+        f"{wanted} limit {COUNT_RECORDS}) behind",
         (group_id, low),
     )[0]
     if not count:
@@ -82,9 +83,16 @@ def _behind(sql: Sql, types: Types, group_id: int, patterns: tuple[str, ...]) ->
     return count, sql.rows("select recorded_us from trilogue_records where position = ?", (first,))[0][0]
 
 
+def _is_inbox(sql: Sql, group_id: int) -> bool:
+    """Whether the log of a group is a broker's: then it reads nothing of this one."""
+    return bool(sql.rows("select inbox is not null from trilogue_groups where id = ?", (group_id,))[0][0])
+
+
 def _next(sql: Sql, types: Types, group_id: int, patterns: Sequence[str]) -> int | None:
     """The first position a group still has to read; None if there is none. Cursors alone do not tell: those of slots in
     which nothing happens stay behind."""
+    if _is_inbox(sql, group_id):
+        return None
     low = sql.rows("select min(cursor) from trilogue_slots where group_id = ?", (group_id,))[0][0]
     kinds = numbers(types.matching(patterns))
     rows = sql.rows(
@@ -95,15 +103,23 @@ def _next(sql: Sql, types: Types, group_id: int, patterns: Sequence[str]) -> int
     return rows[0][0] if rows else None
 
 
+class _Next(msgspec.Struct):
+    position: int
+
+
+class _Row(msgspec.Struct):
+    """What is read here of a projection's row, which builds.py writes."""
+
+    next: _Next | None = None
+
+
 def first_needed(sql: Sql, types: Types) -> int | None:
     """The first position some group, or a build of a projection, still has to read; None if there is none."""
     types.load(sql)
     groups = sql.rows("select id, patterns from trilogue_groups")
     needed = [_next(sql, types, group_id, msgspec.json.decode(patterns)) for group_id, patterns in groups]
-    builds = sql.rows(
-        "select json_extract(cast(body as text), '$.next.position') + 1 from trilogue_state where owner = 'projection'"
-    )
-    needed += [position for (position,) in builds]
+    builds = sql.rows("select body from trilogue_state where owner = 'projection'")
+    needed += [row.next.position + 1 for (body,) in builds if (row := msgspec.json.decode(body, type=_Row)).next is not None]
     return min((position for position in needed if position is not None), default=None)
 
 
@@ -124,11 +140,13 @@ def _held(sql: Sql, group_id: int) -> dict[str, int]:
         counts[{READY: "ready", PARKED: "parked", DEAD: "dead"}[state]] += count
         counts["retrying"] += count if state == READY and retrying else 0
     if counts["ready"]:
-        counts["oldest_us"] = sql.rows(
-            "select r.recorded_us from trilogue_held h join trilogue_records r on r.position = h.position "
-            f"where h.group_id = ? and h.state = {READY} order by h.position limit 1",
+        recorded_us, body, position = sql.rows(
+            "select r.recorded_us, h.record, h.position from trilogue_held h left join trilogue_records r "
+            f"on r.position = h.position and h.record is null where h.group_id = ? and h.state = {READY} "
+            "order by h.position limit 1",
             (group_id,),
-        )[0][0]
+        )[0]
+        counts["oldest_us"] = recorded_us if body is None else unpack(body, position).recorded_us
     return counts
 
 
@@ -139,7 +157,7 @@ def kinds(sql: Sql) -> list[Kind]:
         "where r.position > (select placed from trilogue_progress)"
     )
     both = f"select name, schema_version as v, counted as n from trilogue_types union all {newer}"
-    return [Kind(*row) for row in sql.rows(f"select name, v, sum(n) from ({both}) group by name, v order by name, v")]
+    return [Kind(*row) for row in sql.rows(f"select name, v, cast(sum(n) as bigint) from ({both}) counted group by name, v order by name, v")]
 
 
 def count_types(sql: Sql) -> dict[str, int]:
@@ -157,7 +175,7 @@ def orphans(sql: Sql, types: Types, app: str, names: Sequence[str]) -> list[str]
     for group_id, name, patterns in sql.rows(
         "select id, name, patterns from trilogue_groups g where app = ? and not exists (select 1 from trilogue_members m "
         "where m.group_id = g.id and m.lease_us >= ?) order by name",
-        (app, time.monotonic_ns() // 1_000),
+        (app, clock_us(sql)),
     ):
         if name not in names and (
             _next(sql, types, group_id, msgspec.json.decode(patterns)) is not None or _moving(sql, group_id)
@@ -194,12 +212,15 @@ def next_due(sql: Sql, types: Types, names: Sequence[str]) -> int | None:
 
 def _next_held(sql: Sql, group_id: int) -> list[int]:
     """When the first row of each held key is due, and each row without order."""
-    # The other columns come from the row that has the minimum: https://sqlite.org/lang_select.html#bareagg
     keys = (
-        "select due_us, state, min(position) from trilogue_held "
+        "select min(position) as position from trilogue_held "
         f"where group_id = ? and key is not null and state in ({READY}, {PARKED}) group by slot, key"
     )
-    first = sql.rows(f"select min(due_us) from ({keys}) where state = {READY}", (group_id,))[0][0]
+    first = sql.rows(
+        f"select min(h.due_us) from ({keys}) f join trilogue_held h on h.group_id = ? and h.position = f.position "
+        f"where h.state = {READY}",
+        (group_id, group_id),
+    )[0][0]
     loose = sql.rows(
         f"select min(due_us) from trilogue_held where group_id = ? and key is null and state = {READY}", (group_id,)
     )[0][0]

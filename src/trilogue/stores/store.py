@@ -44,9 +44,11 @@ from trilogue.ports import (
 )
 from trilogue.stores import append, dead, groups, log, retention, status, streams, timers
 from trilogue.stores.database import Database
+from trilogue.stores.inbox import Inbox
 from trilogue.stores.transaction import whole
 from trilogue.stores.worker import Worker
-from trilogue.stores.writer import Sql, resolve
+from trilogue.stores.dialect import Sql
+from trilogue.stores.writer import resolve
 
 T = TypeVar("T")
 INLINE_RECORDS = 200
@@ -95,6 +97,7 @@ class SqlStore:
         self._version = await self._db.version()
         self._next_timer_us = await self._db.glance(lambda sql, _: timers.next_us(sql))
         self._worker = Worker(self._db, lease_us=self.lease_us, payload_bytes=self.payload_bytes)
+        self.inbox = Inbox(self._db, self._worker.effects, lambda: self._worker.wake_all())
         self._attend_at = 0.0
         self._watching = asyncio.create_task(self._watch(), name="trilogue watch")
         self._is_open = True

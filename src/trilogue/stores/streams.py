@@ -11,7 +11,7 @@ from trilogue.errors import Conflict
 from trilogue.stores.append import stream_head
 from trilogue.stores.log import Types
 from trilogue.stores.transaction import SqlTransaction
-from trilogue.stores.writer import Sql
+from trilogue.stores.dialect import Sql
 
 OWNER = "stream"
 SNAPSHOTS = "snapshot"

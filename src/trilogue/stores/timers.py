@@ -9,7 +9,7 @@ from trilogue.events import Envelope
 from trilogue.ports import Scheduled
 from trilogue.stores.append import emit, same_or_conflict
 from trilogue.stores.log import COLUMNS, Types
-from trilogue.stores.writer import Sql
+from trilogue.stores.dialect import Sql
 
 FIRE_TIMERS = 1_000
 
@@ -43,9 +43,9 @@ def listed(sql: Sql, *, after: str, limit: int) -> list[Scheduled]:
 
 def fire(sql: Sql, types: Types, now_us: int) -> int:
     """Move due timers onto the log; returns how many."""
-    rows = sql.rows(
-        "select id, envelope from trilogue_timers where due_us <= ? order by due_us, id limit ?", (now_us, FIRE_TIMERS)
-    )
+    types.end(sql)  # before the look: what one process has fired another one must not fire after what follows
+    due = "select id, envelope from trilogue_timers where due_us <= ? order by due_us, id limit ?" + sql.dialect.for_update
+    rows = sql.rows(due, (now_us, FIRE_TIMERS))
     if rows:
         emit(sql, types, [msgspec.json.decode(envelope, type=Envelope) for _, envelope in rows], now_us)
         sql.many("delete from trilogue_timers where id = ?", [(id_,) for id_, _ in rows])

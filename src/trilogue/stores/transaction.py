@@ -18,7 +18,8 @@ from trilogue.stores import groups, log, retention, status, timers
 from trilogue.stores.append import Append, append_all, check_envelope, check_stream
 from trilogue.stores.sqlite import ApswSql
 from trilogue.stores.userdb import UserDb
-from trilogue.stores.writer import Again, Sql, answerable
+from trilogue.stores.dialect import Sql
+from trilogue.stores.writer import Again, answerable
 
 T = TypeVar("T")
 STATE_BYTES = 16 << 20
@@ -81,6 +82,8 @@ class SqlTransaction(UserDb):
             check_envelope(envelope, self._payload_bytes)
         if stream is not None:
             check_stream(stream)
+        if unless:
+            self._types.end(self._sql)  # nothing may come between the look and the append
         for query in unless:
             self._refuse_newer(query)
         outcome = append_all(self._sql, self._types, [Append(envelopes, stream, expected)], now_us())[0]
@@ -106,6 +109,8 @@ class SqlTransaction(UserDb):
 
     def state(self, owner: str, id: str) -> bytes | None:
         """What set_state() has kept, None if there is nothing."""
+        if self._sql.dialect.state:
+            self._sql.rows(self._sql.dialect.state, (f"{owner}\x1f{id}",))  # nobody else reads it, to write it, until the commit
         rows = self._sql.rows("select body from trilogue_state where owner = ? and id = ?", (owner, id))
         return rows[0][0] if rows else None
 
@@ -116,8 +121,7 @@ class SqlTransaction(UserDb):
             return
         if len(body) > STATE_BYTES or max(len(owner), len(id)) > OWNER_CHARS * 2:
             raise Rejected(f"the state {id!r} of {owner!r} has {len(body)} bytes: the limit is {STATE_BYTES}")
-        put = "insert or replace into trilogue_state (owner, id, at_us, body) values (?, ?, ?, ?)"
-        self._sql.rows(put, (owner, id, now_us(), body))
+        self._sql.rows(log.PUT_STATE, (owner, id, now_us(), body))
 
     def clear_states(self, owner: str, *, prefix: str = "") -> int:
         """Remove all states of an owner, or those whose id begins so; returns how many."""
@@ -164,6 +168,11 @@ class SqlTransaction(UserDb):
     def drop_group(self, name: str) -> None:
         """Forget a group; raises UnknownEvent."""
         groups.drop(self._sql, name)
+        self.regrouped = True
+
+    def rename_group(self, name: str, new: str) -> None:
+        """Give a group another name; raises UnknownEvent, TwiceNamed."""
+        groups.rename(self._sql, name, new)
         self.regrouped = True
 
     def removed(self) -> tuple[int, int]:

@@ -13,7 +13,7 @@ import apsw
 
 from trilogue.errors import BadOption
 from trilogue.ports import Rows
-from trilogue.stores.writer import Sql
+from trilogue.stores.dialect import Sql
 
 _FORBIDDEN = {
     "begin",

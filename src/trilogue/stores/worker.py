@@ -18,7 +18,8 @@ from trilogue.events import Delivery, Envelope, Group, InTransaction, Lease, Rec
 from trilogue.gate import NEVER_US, Gate, Generation, Plan
 from trilogue.stores import append, claiming, groups, log, members, settling
 from trilogue.stores.database import Database
-from trilogue.stores.writer import Again, Sql, resolve
+from trilogue.stores.dialect import Sql, clock_us
+from trilogue.stores.writer import Again, resolve
 
 SCAN_BYTES = 16 << 20
 NOTICE_ROWS = 1_000
@@ -56,7 +57,7 @@ class Worker:
         self._member = members.Member(uuid.uuid4().hex, _machine(), os.getpid())
         self._bound: dict[str, _Bound] = {}
         self._attending = asyncio.Lock()
-        self._effects = settling.Effects(
+        self.effects = settling.Effects(
             db.transaction, db.set_deadline, db.in_transaction, db.connection.translate, self._check, db.writer_types.forget
         )
         db.writer.every(lease_us / 3_000_000, self._renew)
@@ -119,12 +120,16 @@ class Worker:
             bound.gate.reset()
             bound.wake.set()
 
+    def _clock_us(self, sql: Sql) -> int:
+        """The clock the leases in the store go by."""
+        return clock_us(sql) if sql.dialect.clock else machine_us()
+
     def _renew(self, sql: Sql) -> None:
         """In the writer's thread, so that a blocked loop does not cost the lease."""
         if not self.works:
             return
-        until_us = machine_us() + self.lease_us
-        ours = members.renew(sql, self._member, until_us)
+        until_us = machine_us() + self.lease_us  # before it is asked: here it ends no later than in the store
+        ours = members.renew(sql, self._member, self._clock_us(sql) + self.lease_us)
         for bound in [bound for bound in list(self._bound.values()) if bound.group_id in ours]:
             for lease in list(bound.gate.leases.values()):
                 lease.until_us = until_us
@@ -154,7 +159,7 @@ class Worker:
             self.wake_all()
             resolve(done, error)
 
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        done = self._db.writer.future()
         self._db.writer.post(report, finish, rows=64 * len(working))
         await done
 
@@ -163,7 +168,7 @@ class Worker:
     ) -> _Report | None:
         """Report for one group, and read what is held if that is not known; revision, epochs: what is known of it."""
         attendance = members.attend(
-            sql, bound.group.name, self._member, machine_us(), self.lease_us, give_up, bound.gate.out, self._rate(bound)
+            sql, bound.group.name, self._member, self._clock_us(sql), self.lease_us, give_up, bound.gate.out, self._rate(bound)
         )
         if attendance is None:
             return None
@@ -371,12 +376,12 @@ class Worker:
     def _submit(
         self, bound: _Bound, plan: Plan, early: Sequence[Settlement], rest: Sequence[Settlement | InTransaction]
     ) -> "asyncio.Future[list[Delivery]]":
-        done: asyncio.Future[list[Delivery]] = asyncio.get_running_loop().create_future()
+        done = self._db.writer.future()
 
         def write(sql: Sql) -> settling.Settled:
             try:
                 return settling.settle(
-                    sql, self._db.writer_types, self._effects, bound.group_id, self._member, plan, early, rest, now_us()
+                    sql, self._db.writer_types, self.effects, bound.group_id, self._member, plan, early, rest, now_us()
                 )
             except Again:
                 self._db.writer_types.forget()

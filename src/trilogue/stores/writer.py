@@ -18,6 +18,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from trilogue.errors import TrilogueError, Unavailable
+from trilogue.stores.dialect import Sql
 
 BATCH_ROWS = 1_000
 BATCH_S = 0.020
@@ -26,18 +27,6 @@ INLINE_ROWS = 128
 INLINE_S = 0.002
 
 log = logging.getLogger("trilogue")
-
-
-class Sql(Protocol):
-    """The narrow cursor the algorithm is written over."""
-
-    def rows(self, sql: str, values: Any = ()) -> list[Any]:
-        """Run one statement; all its rows."""
-        ...
-
-    def many(self, sql: str, values: Any) -> int:
-        """Run one statement once per row of values; how many rows it changed."""
-        ...
 
 
 class Connection(Protocol):
@@ -116,7 +105,7 @@ class Writer:
         rows: about how many rows it writes; more than INLINE_ROWS always goes through the thread.
         Raises Unavailable when too much waits or the writer is closed.
         """
-        future: asyncio.Future[Any] = self._loop.create_future()
+        future = self.future()
 
         def finish(result: Any, error: Exception | None) -> None:
             if future.done():  # the caller was cancelled; the change stands
@@ -128,6 +117,10 @@ class Writer:
 
         self.post(run, finish, rows=rows, broke=broke)
         return future
+
+    def future(self) -> "asyncio.Future[Any]":
+        """A future of the writer's loop, for resolve()."""
+        return self._loop.create_future()
 
     def post(
         self,

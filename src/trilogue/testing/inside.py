@@ -9,7 +9,7 @@ from typing import Any
 from trilogue.events import Record
 from trilogue.stores import groups, status
 from trilogue.stores.worker import Worker
-from trilogue.stores.writer import Sql
+from trilogue.stores.dialect import Sql
 
 
 async def next_due(store: Any, names: Sequence[str]) -> int | None:

@@ -1,4 +1,4 @@
-"""The bank as `MODULE:APP` for the command line; TRILOGUE_URL says where its log is.
+"""The bank as `MODULE:APP` for the command line; TRILOGUE_URL says where its log is, TRILOGUE_STORE what stands beside a broker.
 
 trilogue run trilogue.apps.bank.app:app --workers 2
 trilogue streams state account-ACC001 --app trilogue.apps.bank.app:app --version 3
@@ -7,5 +7,6 @@ trilogue streams state account-ACC001 --app trilogue.apps.bank.app:app --version
 import os
 
 from trilogue.apps.bank.bank import make_bank
+from trilogue.brokers import DEFAULT_STORE
 
-app = make_bank(os.environ.get("TRILOGUE_URL", "sqlite:///bank.db")).app
+app = make_bank(os.environ.get("TRILOGUE_URL", "sqlite:///bank.db"), store=os.environ.get("TRILOGUE_STORE", DEFAULT_STORE)).app

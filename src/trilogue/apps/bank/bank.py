@@ -12,6 +12,7 @@ from trilogue.apps.bank import readmodels
 from trilogue.apps.bank.account import Account
 from trilogue.apps.bank.months import Months, end_months
 from trilogue.apps.bank.transfer import MoneyTransfer, Teller, TransferCompleted, TransferFailed
+from trilogue.brokers import DEFAULT_STORE
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,12 +23,12 @@ class Bank:
     teller: Teller
 
 
-def make_bank(url: str) -> Bank:
-    """A bank. url: of its log; several processes may open the same file.
+def make_bank(url: str, *, store: str | None = DEFAULT_STORE) -> Bank:
+    """A bank. url, store: of its log, as App takes them; several processes may open the same one.
 
     >>> bank = make_bank("memory://")
     """
-    app = App(url, name="bank")
+    app = App(url, store=store, name="bank")
     app.knows(Account, TransferCompleted, TransferFailed)
     app.include(readmodels.router)
     app.process(MoneyTransfer)

@@ -6,6 +6,7 @@ this process ──starts──▶ worker 1 … n-1         each handles events 
 """
 
 import asyncio
+import os
 import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator
@@ -15,6 +16,7 @@ import msgspec
 
 from trilogue import App
 from trilogue.apps.bank.load import ASKED, Load, write
+from trilogue.apps.place import Place
 
 LEAVING_S = 30.0
 
@@ -22,8 +24,8 @@ LEAVING_S = 30.0
 class Crew:
     """The worker processes. conflicts: what those that have left met. lost: how many died."""
 
-    def __init__(self, app: App, url: str, load: Load) -> None:
-        self.app, self.url, self.load = app, url, load
+    def __init__(self, app: App, where: Place, load: Load) -> None:
+        self.app, self.where, self.load = app, where, load
         self.processes: list[Process] = []
         self.conflicts = self.lost = 0
 
@@ -34,9 +36,10 @@ class Crew:
 
     async def _start(self) -> None:
         load = msgspec.json.encode(self.load).decode()
+        told = os.environ | {"TRILOGUE_URL": self.where.url, "TRILOGUE_STORE": self.where.store}
         for number in range(1, self.load.processes):
-            command = (sys.executable, "-m", "trilogue.apps.bank.worker", self.url, load, str(number))
-            self.processes.append(await asyncio.create_subprocess_exec(*command, stdin=PIPE, stdout=PIPE))
+            command = (sys.executable, "-m", "trilogue.apps.bank.worker", load, str(number))
+            self.processes.append(await asyncio.create_subprocess_exec(*command, stdin=PIPE, stdout=PIPE, env=told))
 
     async def _asked(self, number: int, process: Process) -> None:
         assert process.stdout is not None
@@ -66,9 +69,9 @@ class Crew:
 
 
 @asynccontextmanager
-async def crew(app: App, url: str, load: Load) -> AsyncIterator[Crew]:
-    """Start the other processes; they leave at the end of the block. app: running. url: of its log, a file."""
-    others = Crew(app, url, load)
+async def crew(app: App, where: Place, load: Load) -> AsyncIterator[Crew]:
+    """Start the other processes; they leave at the end of the block. app: running. where: its log."""
+    others = Crew(app, where, load)
     try:
         await others._start()
         yield others

@@ -1,9 +1,9 @@
 """What `trilogue demo bank` can be told, and the check that it makes sense."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
+from trilogue.apps.place import Wanted, check_wanted
 from trilogue.errors import BadOption
 
 MOST = {"accounts": 10_000, "transfers": 1_000_000, "writers": 1_000, "workers": 16}
@@ -15,33 +15,39 @@ class BankOptions:
     """Options of demo_bank(), as they are written on the command line.
 
     accounts: between which money is moved, 2 to 10,000. transfers: up to 1,000,000. writers: ask for transfers at once, up to
-    1,000. workers: processes, up to 16. db: the file to keep, running again goes on where it ended; None: a throw-away one.
-    seed: of who pays whom. report: for people or for programs.
+    1,000. workers: processes, up to 16; None: two, or one where the log is in one process. db: the file to keep, running again
+    goes on where it ended. seed: of who pays whom. report: for people or for programs. url, store: a log instead of a file, as
+    App takes them; nothing of the three: a throw-away file.
     """
 
     accounts: int = 100
     transfers: int = 3_000
     writers: int = 16
-    workers: int = 2
+    workers: int | None = None
     db: str | None = None
     seed: int = 1
     report: Literal["text", "json"] = "text"
+    url: str | None = None
+    store: str | None = None
 
 
-def checked(options: BankOptions) -> Path | None:
-    """The file to keep, None for a throw-away one; raises BadOption with the first mistake in the options."""
+def checked(options: BankOptions) -> Wanted:
+    """Where the log is to be; raises BadOption with the first mistake in the options."""
     for name, least in LEAST.items():
-        if not least <= (number := getattr(options, name)) <= MOST[name]:
+        number = getattr(options, name)
+        if number is not None and not least <= number <= MOST[name]:
             raise BadOption(f"{name} is {number}: expected {least} to {MOST[name]:,}")
     if options.report not in ("text", "json"):
         raise BadOption(f"report is {options.report!r}: expected text or json")
-    return None if options.db is None else _file(options.db)
+    wanted = Wanted(options.url, options.store, options.db)
+    check_wanted(wanted)
+    return wanted
 
 
-def _file(db: str) -> Path:
-    path = Path(db).expanduser().absolute()
-    if path.is_dir():
-        raise BadOption(f"db {db!r} is a folder: expected the file to keep the log in")
-    if not path.parent.is_dir():
-        raise BadOption(f"db {db!r} cannot be made: there is no folder '{path.parent}'")
-    return path
+def processes(asked: int | None, shared: bool) -> int:
+    """How many processes there are. asked: on the command line. shared: whether the log can be shared; raises BadOption."""
+    if asked is None:
+        return 2 if shared else 1
+    if asked > 1 and not shared:
+        raise BadOption(f"workers is {asked}, and this log is in one process: expected 1, or a --url that processes can share")
+    return asked

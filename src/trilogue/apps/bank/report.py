@@ -8,18 +8,20 @@
 import shlex
 from collections.abc import Iterator
 from typing import Any
-from urllib.parse import quote
 
 from rich.console import Console
 from rich.table import Table
 
 from trilogue.apps.bank.scenario import ACCOUNT
+from trilogue.apps.place import Place
+from trilogue.brokers import DEFAULT_STORE
+from trilogue.urls import redacted
 
 Json = dict[str, Any]
 
 
-def show(report: Json, db: str | None, console: Console) -> None:
-    """Print a report. db: the file that was kept."""
+def show(report: Json, kept: Place | None, console: Console) -> None:
+    """Print a report. kept: the log, if it is still there."""
     scenario, load = report["scenario"], report["load"]
     console.print(_history(scenario))
     for line in (*_scenario_lines(scenario), "", *_load_lines(load)):
@@ -27,7 +29,7 @@ def show(report: Json, db: str | None, console: Console) -> None:
     for name, holds in load["invariants"].items():
         mark = "[green]holds[/]" if holds else "[bold red]BROKEN[/]"
         console.print(f"  {name.replace('_', ' ')}: {mark}", highlight=False, soft_wrap=True)
-    for line in _look_around(db) if db is not None else ():
+    for line in _look_around(kept) if kept is not None else ():
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
@@ -68,9 +70,11 @@ def _load_lines(load: Json) -> Iterator[str]:
         yield f"  {load['lost_workers']} processes died on the way; the others went on with their work"
 
 
-def _look_around(db: str) -> Iterator[str]:
-    url = shlex.quote(f"sqlite:///{quote(db)}")
-    yield f"\nThe log is in {db}. Look around:"
+def _look_around(kept: Place) -> Iterator[str]:
+    url = shlex.quote(redacted(kept.url))
+    if kept.store != DEFAULT_STORE:
+        url += f" --store {shlex.quote(redacted(kept.store))}"
+    yield "\nThe log is kept. Look around:"
     for command in (f"streams show account-{ACCOUNT}", "tail transfer.failed --no-follow", "projections list", "status"):
         yield f"  trilogue {command} --url {url}"
 

@@ -293,4 +293,6 @@ async def request_transfer(app: App, transfer: str, source: str, target: str, am
 
     transfer: its number. Asking again with the same number and content adds nothing; with other content it raises Conflict.
     """
-    await app.publish(TransferRequested(transfer, source, target, amount), id=f"transfer {transfer}")
+    # In a transaction it enters the bank's books, its store, first; a broker gets it from there. Auditors read the books.
+    async with app.transaction() as books:
+        books.publish(app.envelope(TransferRequested(transfer, source, target, amount), id=f"transfer {transfer}"))

@@ -11,7 +11,8 @@ import asyncio
 import inspect
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -21,27 +22,34 @@ from rich.table import Table
 from trilogue import App
 from trilogue.apps.levels import notification, sourcing, state_transfer
 from trilogue.apps.levels.services import Services
+from trilogue.apps.place import Wanted, place
 
 Json = dict[str, Any]
 LOOK_S = 0.005
+MEMORY = Wanted("memory://")
 
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """One module, as all three of them are. receiver: registers its handler, returns the list of what it does."""
+    """One module, as all three of them are. publish: its events. receiver: registers its handler, returns the list of what it
+    does."""
 
     number: int
     name: str
     events: tuple[object, ...]
+    publish: Callable[[App], Awaitable[None]]
     receiver: Callable[[App, Services], list[str]]
 
 
-LEVELS = tuple(Level(m.NUMBER, m.NAME, m.EVENTS, m.receiver) for m in (notification, state_transfer, sourcing))
+LEVELS = tuple(Level(m.NUMBER, m.NAME, m.EVENTS, m.publish, m.receiver) for m in (notification, state_transfer, sourcing))
 
 
-async def demo_levels(report: Literal["text", "json"] = "text") -> Json:
-    """Run the three levels, print what was counted and return it. report: for people or for programs."""
-    found = {"levels": [await run_level(level) for level in LEVELS]}
+async def demo_levels(report: Literal["text", "json"] = "text", *, url: str = "memory://", store: str | None = None) -> Json:
+    """Run the three levels, print what was counted and return it.
+
+    report: for people or for programs. url, store: the log, as App takes it; on one that is kept the balances go on.
+    """
+    found = {"levels": [await run_level(level, Wanted(url, store)) for level in LEVELS]}
     if report == "json":
         sys.stdout.write(json.dumps(found, indent=2) + "\n")
     else:
@@ -49,9 +57,9 @@ async def demo_levels(report: Literal["text", "json"] = "text") -> Json:
     return found
 
 
-async def run_level(level: Level) -> Json:
-    """Publish the level's events to its receiver, twice; what was counted."""
-    asked, did, carried = await _all_answer(level)
+async def run_level(level: Level, wanted: Wanted = MEMORY) -> Json:
+    """Publish the level's events to its receiver, twice; what was counted. wanted: the log."""
+    asked, did, carried = await _all_answer(level, wanted)
     return {
         "level": level.number,
         "name": level.name,
@@ -61,33 +69,44 @@ async def run_level(level: Level) -> Json:
         "asked": asked,
         "asked_in_all": sum(asked.values()),
         "did": did,
-        "done_while_services_are_down": await _nobody_answers(level),
+        "done_while_services_are_down": await _nobody_answers(level, wanted),
         "code": inspect.getsource(level.receiver),
     }
 
 
-async def _all_answer(level: Level) -> tuple[dict[str, int], list[str], str]:
-    app, services = App("memory://", name="levels"), Services()
-    done = level.receiver(app, services)
-    async with app.running():
-        await app.publish_many(level.events)
-        await app.wait_idle(timeout="30s")
-        [first] = [record.data.decode() async for record in app.history(limit=1)]
-    return dict(services.asked), done, first
+async def _all_answer(level: Level, wanted: Wanted) -> tuple[dict[str, int], list[str], str]:
+    services = Services()
+    async with _app(wanted) as app:
+        done = level.receiver(app, services)
+        async with app.running():
+            await level.publish(app)
+            await app.wait_idle(timeout="30s")
+        return dict(services.asked), done, app.envelope(level.events[0]).data.decode()
 
 
-async def _nobody_answers(level: Level) -> int:
+async def _nobody_answers(level: Level, wanted: Wanted) -> int:
     """How many events were dealt with before the services came back."""
-    app, services = App("memory://", name="levels"), Services(down=True)
-    done = level.receiver(app, services)
-    async with app.running():
-        await app.publish_many(level.events)
-        while len(done) + services.refused < len(level.events):  # noqa: ASYNC110 - both only ever grow, within milliseconds
-            await asyncio.sleep(LOOK_S)
-        count = len(done)
-        services.down = False
-        await app.wait_idle(timeout="30s")
+    services = Services(down=True)
+    async with _app(wanted) as app:
+        done = level.receiver(app, services)
+        async with app.running():
+            await level.publish(app)
+            count = await _dealt_with(level, done, services)
+            services.down = False
+            await app.wait_idle(timeout="30s")
     return count
+
+
+@asynccontextmanager
+async def _app(wanted: Wanted) -> AsyncIterator[App]:
+    async with place(wanted) as where:
+        yield App(where.url, store=where.store, name="levels")
+
+
+async def _dealt_with(level: Level, done: list[str], services: Services) -> int:
+    while len(done) + services.refused < len(level.events):  # noqa: ASYNC110 - both only ever grow, within milliseconds
+        await asyncio.sleep(LOOK_S)
+    return len(done)
 
 
 # ── for people ───────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -23,6 +23,11 @@ class UserCreated:
 EVENTS = tuple(map(UserCreated, USERS))
 
 
+async def publish(app: App) -> None:
+    """Let it happen."""
+    await app.publish_many(EVENTS)
+
+
 def receiver(app: App, services: Services) -> list[str]:
     """Mail Service: sends a welcome mail; returns the list in which it notes what it did."""
     done: list[str] = []

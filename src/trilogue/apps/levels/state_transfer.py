@@ -24,6 +24,11 @@ class OrderCreated:
 EVENTS = tuple(OrderCreated(f"o{n}", *both) for n, both in enumerate(zip(USERS.values(), PRODUCTS.values(), strict=True), 1))
 
 
+async def publish(app: App) -> None:
+    """Let it happen."""
+    await app.publish_many(EVENTS)
+
+
 def receiver(app: App, services: Services) -> list[str]:
     """Invoice Service: writes an invoice; returns the list in which it notes what it did. services: are not asked."""
     done: list[str] = []

@@ -13,7 +13,7 @@ from itertools import islice
 from rich.console import Console
 
 from trilogue import App
-from trilogue.apps.place import Place, place
+from trilogue.apps.place import KAFKA, Place, place
 from trilogue.apps.video.chain import ChainResult, run_chain
 from trilogue.apps.video.events import WatchStarted
 from trilogue.apps.video.feed import AnswerTimes, Feeder
@@ -30,7 +30,6 @@ from trilogue.apps.video.watch import Watch, as_event
 from trilogue.ports import Feature
 
 LOOK_S = 0.25
-KAFKA = {"linger": "10ms", "batch_bytes": "16384", "retries": "3"}  # what a kafka:// URL says, unless it says something else
 
 
 async def demo_video(options: VideoOptions) -> Json:

@@ -63,12 +63,11 @@ async def _hit_rates(app: App) -> Json:
 
 async def _top(app: App) -> Json:
     rows = "select title, watches from ranking_titles order by {} desc, video limit 5"
+    genres = "select what, watches from analytics_genres order by watches desc, what limit 5"
     return {
         "all_time": [list(row) for row in await app.db(rows.format("watches"))],
         "trending": [list(row) for row in await app.db(rows.format("heat"))],
-        "genres": [
-            list(row) for row in await app.db("select what, watches from analytics_genres order by watches desc, what limit 5")
-        ],
+        "genres": [list(row) for row in await app.db(genres)],
         "hours": (await app.db("select count(*) from analytics_hours"))[0][0],
     }
 

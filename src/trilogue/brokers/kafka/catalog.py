@@ -79,8 +79,8 @@ class Catalog:
             missing = [self._settings.prefix + name for name in names if name not in self._topics]
             if missing and self._settings.topics == "expect":
                 raise Unavailable(
-                    f"{self._settings.shown}: topic {missing[0]!r} is not there, and ?topics=expect lets nobody make it: create it "
-                    "with as many partitions as the busiest key order may ever need, or leave topics= out"
+                    f"{self._settings.shown}: topic {missing[0]!r} is not there, and ?topics=expect lets nobody make it: "
+                    "create it with as many partitions as the busiest key order may ever need, or leave topics= out"
                 )
             await self._admin.create(missing, partitions or self._settings.partitions or PARTITIONS, self._config(kept))
             if missing:

@@ -1,7 +1,7 @@
 """What a kafka:// URL says, and the librdkafka configurations that follow from it.
 
-    kafka://user:secret@h1:9092,h2:9092?prefix=shop-&linger=1ms&partitions=4
-    └ kafka+ssl:// for TLS  └ any brokers of one cluster     └ Settings has them all, with their defaults
+kafka://user:secret@h1:9092,h2:9092?prefix=shop-&linger=1ms&partitions=4
+└ kafka+ssl:// for TLS  └ any brokers of one cluster     └ Settings has them all, with their defaults
 """
 
 from collections.abc import Callable

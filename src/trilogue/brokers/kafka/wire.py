@@ -1,13 +1,13 @@
 """Envelopes as Kafka messages and back: CloudEvents, binary mode when we send, whatever comes when we read.
 
-    key      b"u1"                                   the event's key
-    value    b'{"user":"u1","video":"v9"}'           the data, plain JSON: readable by any program
-    headers  ce_specversion ce_id ce_source ce_type ce_time
-             ce_subject ce_correlationid ce_causationid ce_traceparent ce_schemaversion ce_tags ce_…   only those that are set
+key      b"u1"                                   the event's key
+value    b'{"user":"u1","video":"v9"}'           the data, plain JSON: readable by any program
+headers  ce_specversion ce_id ce_source ce_type ce_time
+         ce_subject ce_correlationid ce_causationid ce_traceparent ce_schemaversion ce_tags ce_…   only those that are set
 
-    binary mode      has ce_id                       https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/bindings
-    structured mode  content-type: application/cloudevents+json
-    anything else    plain JSON of a program that knows neither; its id follows from topic, partition and offset
+binary mode      has ce_id                       https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/bindings
+structured mode  content-type: application/cloudevents+json
+anything else    plain JSON of a program that knows neither; its id follows from topic, partition and offset
 """
 
 from collections.abc import Callable
@@ -24,7 +24,7 @@ from trilogue.errors import BadPattern, DecodeError
 from trilogue.events import MOST_VERSION, Envelope, Record, as_datetime, as_us, derived_id
 from trilogue.patterns import check_type
 
-Headers = list[tuple[str, bytes]]
+Headers = list[tuple[str, str | bytes | None]]  # as librdkafka's types have it; ours are bytes
 STRUCTURED = b"application/cloudevents"
 FOREIGN = "foreign"
 _OPTIONAL = (

@@ -12,7 +12,7 @@ already closes the channel.
 import asyncio
 import struct
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from pika import spec
 
@@ -35,11 +35,12 @@ def _no_clock() -> int:
 class Consumer:
     """The deliveries of one group. One Lease per channel: all of them are lost together.
 
-    is_direct: no store stands beside the broker: the broker counts the attempts.
+    is_direct: no store stands beside the broker: the broker counts the attempts. on_change: called when something arrives or
+    the channel is gone.
     """
 
-    def __init__(self, options: Options, group: Group, *, is_direct: bool) -> None:
-        self.group, self._options, self._is_direct = group, options, is_direct
+    def __init__(self, options: Options, group: Group, on_change: Callable[[], None], *, is_direct: bool) -> None:
+        self.group, self._options, self._on_change, self._is_direct = group, options, on_change, is_direct
         self._loop = asyncio.get_running_loop()
         self._channel: Channel | None = None
         self._lease = Lease(0, 0, _NEVER_US, _no_clock)
@@ -75,7 +76,9 @@ class Consumer:
         """Whether the server knows of a consumer: a connection that is back without its consumer would stand still for good."""
         found = await topology.look(link, self._options.queue(self.group.name))
         if found is None or not found.consumers:
-            raise Unavailable(f"{self._options.url}: the queue of group {self.group.name!r} has no consumer after consuming began")
+            raise Unavailable(
+                f"{self._options.url}: the queue of group {self.group.name!r} has no consumer after consuming began"
+            )
 
     async def verify(self) -> None:
         """End the channel if the server does not know its consumer any more."""
@@ -102,8 +105,9 @@ class Consumer:
         self._lease.revoked = True
         self._buffer.clear()
         self.wake()
-        if not channel.link.lost.done():  # cancelled by the server, or one that failed alone
-            channel.link.channels.pop(channel.number, None)
+        channel.mute()
+        if channel.link.channels.get(channel.number) is channel and not self.is_ending:
+            # Still open: the server cancelled the consumer alone.
             channel.link.write(method_frame(channel.number, spec.Channel.Close(200, "", 0, 0)))
 
     async def settle(self) -> None:
@@ -126,7 +130,7 @@ class Consumer:
             self._moved_at = self._loop.time()
         self._last = tag
         self._buffer.append(Delivery(made, self.group.name, self._lease, attempt))
-        if self._arrived is not None:
+        if len(self._buffer) == 1:
             self.wake()
 
     def _attempt(self, redelivered: int, headers: dict[str, object]) -> int:
@@ -139,6 +143,7 @@ class Consumer:
         if self._arrived is not None and not self._arrived.done():
             self._arrived.set_result(None)
         self._arrived = None
+        self._on_change()
 
     async def receive(self, limit: int, wait_s: float) -> list[Delivery]:
         """Take what has arrived, waiting for the first."""

@@ -43,8 +43,16 @@ _CAPABILITIES = (
 _DENIED = {402, 403, 530, 540}
 
 
+def _nothing(*_: object) -> None:
+    return None
+
+
 class Denied(Unavailable):
     """The server said no; trying again will not help."""
+
+
+class Ended(Unavailable):
+    """We ended it ourselves."""
 
 
 class Closed(Unavailable):
@@ -70,9 +78,9 @@ class Channel:
     def __init__(self, link: "Link", number: int) -> None:
         self.link, self.number = link, number
         self.closed: asyncio.Future[Unavailable] = asyncio.get_running_loop().create_future()
-        self.on_delivery: Callable[[int, int, str, bytes, bytes], None] = lambda *_: None
-        self.on_confirm: Callable[[int, bool, bool], None] = lambda *_: None
-        self.on_return: Callable[[bytes], None] = lambda *_: None
+        self.on_delivery: Callable[[int, int, str, bytes, bytes], None] = _nothing
+        self.on_confirm: Callable[[int, bool, bool], None] = _nothing
+        self.on_return: Callable[[bytes], None] = _nothing
         self._calls: deque[asyncio.Future[Any]] = deque()
         # Of the content that is arriving: what it is, its properties, its parts, and how many bytes are missing.
         self._kind, self._tag, self._redelivered, self._key = 0, 0, 0, ""
@@ -96,9 +104,13 @@ class Channel:
     async def close(self) -> None:
         """Close politely; not for a channel with deliveries of an ordered queue, which would be handed over out of order."""
         if not self.closed.done():
+            self.mute()
             with contextlib.suppress(Unavailable):
                 await self.call(spec.Channel.Close(200, "", 0, 0))
-        self.gone(Unavailable("the channel was closed"))
+
+    def mute(self) -> None:
+        """Hear nothing more of what the server sends on its own."""
+        self.on_delivery = self.on_confirm = self.on_return = _nothing
 
     def gone(self, error: Unavailable) -> None:
         """The channel cannot be used any more."""
@@ -161,10 +173,15 @@ class Channel:
         elif isinstance(method, spec.Channel.Close):
             self.link.write(method_frame(self.number, spec.Channel.CloseOk()))
             self.gone(Closed(method.reply_code, str(method.reply_text)))
-        elif self._calls:
-            answer = self._calls.popleft()
-            if not answer.done():
-                answer.set_result(method)
+        else:
+            self._answer(method)
+
+    def _answer(self, method: Any) -> None:
+        answer = self._calls.popleft() if self._calls else None
+        if answer is not None and not answer.done():
+            answer.set_result(method)
+        if isinstance(method, spec.Channel.CloseOk):
+            self.gone(Unavailable("the channel was closed"))
 
 
 class Link(asyncio.Protocol):
@@ -200,7 +217,9 @@ class Link(asyncio.Protocol):
         """Open a channel; raises Unavailable."""
         if self.lost.done():
             raise self.lost.result()
-        self._numbers = next(n % 2_000 + 1 for n in range(self._numbers, self._numbers + 2_000) if n % 2_000 + 1 not in self.channels)
+        self._numbers = next(
+            n % 2_000 + 1 for n in range(self._numbers, self._numbers + 2_000) if n % 2_000 + 1 not in self.channels
+        )
         channel = self.channels[self._numbers] = Channel(self, self._numbers)
         await channel.call(spec.Channel.Open())
         return channel
@@ -317,7 +336,7 @@ class Link(asyncio.Protocol):
             self._flush()
             self.drop(self._refusal(method.reply_code, str(method.reply_text)))
         elif isinstance(method, spec.Connection.CloseOk):
-            self.drop(Unavailable("the connection was closed"))
+            self.drop(Ended("the connection was closed"))
 
     def _start(self, start: Any) -> None:
         self.server = {str(name): value for name, value in start.server_properties.items()}
@@ -344,8 +363,8 @@ class Link(asyncio.Protocol):
         if code == 403:
             return Denied(f"{self.url} does not let user {o.user!r} in: check user and password in the URL ({text})")
         return Denied(
-            f"{self.url} does not open virtual host {o.vhost!r} to user {o.user!r} ({text}): make it with `rabbitmqctl add_vhost` "
-            "and `rabbitmqctl set_permissions`, or name another one behind the / of the URL"
+            f"{self.url} does not open virtual host {o.vhost!r} to user {o.user!r} ({text}): make it with "
+            "`rabbitmqctl add_vhost` and `rabbitmqctl set_permissions`, or name another one behind the / of the URL"
         )
 
     def _beat(self) -> None:
@@ -375,7 +394,7 @@ class Link(asyncio.Protocol):
         """
         self._flush()
         self._is_ending = True
-        self._why = Unavailable("the connection was ended")
+        self._why = Ended("the connection was ended")
         if self._transport is not None and not self.lost.done():
             if self._transport.can_write_eof():
                 self._transport.write_eof()
@@ -389,7 +408,7 @@ class Link(asyncio.Protocol):
         if not self.lost.done():
             self.write(method_frame(0, spec.Connection.Close(200, "bye", 0, 0)))
             await asyncio.wait([self.lost], timeout=FIN_S)
-        self.drop(Unavailable("the connection was closed"))
+        self.drop(Ended("the connection was closed"))
 
 
 async def connect(options: Options, purpose: str) -> Link:

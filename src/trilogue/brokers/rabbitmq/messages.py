@@ -102,7 +102,9 @@ def _properties(e: Envelope, more: Headers | None) -> bytes:
 def _constant(type: str, source: str, schema_version: int) -> bytes:
     """What all events of one class from one source have in common."""
     parts = [_text("specversion", "1.0"), _text("type", type), _text("source", source)]
-    return b"".join((*parts, _entry("cloudEvents:schemaversion", schema_version)))
+    if schema_version > 1:  # the server reads every header of every message: each costs
+        parts.append(_entry("cloudEvents:schemaversion", schema_version))
+    return b"".join(parts)
 
 
 def _rare(e: Envelope, more: Headers | None) -> bytes:
@@ -281,7 +283,7 @@ def _foreign(
         properties = _P()
     id = _text_of(properties.message_id) or new_id()
     correlation_id, traceparent = _text_of(properties.correlation_id), _text_of(rest.get("traceparent"))
-    extensions = {"datacontenttype": content_type} if content_type not in (None, JSON) else None
+    extensions = _extensions({}, content_type)
     type, data, time_us = routing_key or "unknown", body, _of_timestamp(properties.timestamp, now_us)
     if plain := _as_plain(body):
         type, data, time_us = plain.event_type, bytes(plain.payload), _us(plain.timestamp, time_us)
@@ -308,12 +310,12 @@ def _of_timestamp(seconds: object, now_us: int) -> int:
     return seconds * 1_000_000 if isinstance(seconds, int) and 0 < seconds < 1 << 36 else now_us
 
 
-def _us(time: object, now_us: int) -> int:
+def _us(time: Any, now_us: int) -> int:
     """When it happened: RFC 3339, or seconds or milliseconds since 1970; what is none of them counts as now."""
     try:
         if time.__class__ is str:
-            if len(time) == 27 and time[26] == "Z":  # type: ignore[arg-type,index]
-                return _second(time[:19]) + int(time[20:26])  # type: ignore[index]
+            if len(time) == 27 and time[26] == "Z":
+                return _second(time[:19]) + int(time[20:26])
             moment = msgspec.convert(time, datetime)
             return as_us(moment if moment.tzinfo else moment.replace(tzinfo=UTC))
         if isinstance(time, (int, float)) and 0 < time < 1 << 45:

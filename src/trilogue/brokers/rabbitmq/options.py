@@ -107,7 +107,9 @@ def read(url: str) -> Options:
     try:
         port = parts.port
     except ValueError:  # its text may contain the password
-        raise BadOption(f"{redacted(url)!r}: the port is no number from 0 to 65535; write amqp://user:password@host:5672/") from None
+        raise BadOption(
+            f"{redacted(url)!r}: the port is no number from 0 to 65535; write amqp://user:password@host:5672/"
+        ) from None
     if not parts.hostname:
         raise BadOption(f"{redacted(url)!r} names no host; write amqp://user:password@host:5672/")
     return Options(

@@ -61,7 +61,9 @@ async def declare_group(link: Link, options: Options, group: Group, *, is_direct
     try:
         if is_direct and not group.ordered:
             await _declare_dead(channel, options, group)
-        await channel.call(spec.Queue.Declare(queue=queue, durable=True, arguments=arguments(options, group, is_direct=is_direct)))
+        await channel.call(
+            spec.Queue.Declare(queue=queue, durable=True, arguments=arguments(options, group, is_direct=is_direct))
+        )
         for pattern in group.patterns:
             await channel.call(spec.Queue.Bind(queue=queue, exchange=options.events, routing_key=pattern))
     except Closed as error:
@@ -135,5 +137,5 @@ def explained(error: Closed, options: Options) -> Unavailable:
     else:
         mend = "give the group another name, or let its queue run empty and delete it: order= and ?queue_type= cannot change"
     return Unavailable(
-        f"{options.url}: there is {kind} {name!r} already, and its {argument} is {there} where this program wants {wanted}: {mend}"
+        f"{options.url}: {kind} {name!r} is there already, and its {argument} is {there} where {wanted} is wanted: {mend}"
     )

@@ -1,20 +1,20 @@
 """huey on SQLite with fsync: the same events as tasks, through its public API, without the polling of its consumer."""
 
 import time
-from pathlib import Path
 from typing import Any
 
-from trilogue.bench.figures import KEYS
-from trilogue.errors import Unsupported
+from huey import SqliteHuey
+
+from trilogue.bench.events import KEYS
+from trilogue.bench.measured import Measured
+from trilogue.bench.place import Place
+
+SIDE = "huey"
 
 
-def _huey(folder: Path) -> Any:
-    try:
-        from huey import SqliteHuey
-    except ImportError as error:
-        raise Unsupported("the peer is not installed: pip install 'trilogue[bench]'") from error
+def _huey(at: Place) -> Any:
     # results=False: huey then stores no result, which would be a second write per task.
-    return SqliteHuey("bench", filename=f"{folder}/huey-{time.monotonic_ns()}.db", fsync=True, results=False)
+    return SqliteHuey("bench", filename=f"{at.folder}/huey-{time.monotonic_ns()}.db", fsync=True, results=False)
 
 
 def _tasks(huey: Any) -> tuple[Any, Any]:
@@ -35,29 +35,29 @@ def _enqueue(watched: Any, events: int, *, emit: bool = False) -> None:
         watched(f"user-{n % KEYS}", f"video-{n % 977}", n, emit)
 
 
-def publish(folder: Path, events: int) -> float:
+def publish_one(at: Place, events: int) -> Measured:
     """One enqueue after the other: with several threads huey is slower, it holds one write lock."""
-    watched, _ = _tasks(_huey(folder))
+    watched, _ = _tasks(_huey(at))
     began = time.perf_counter()
     _enqueue(watched, events)
-    return events / (time.perf_counter() - began)
+    return Measured(events / (time.perf_counter() - began))
 
 
-def consume_ordered(folder: Path, events: int) -> float:
+def consume_ordered(at: Place, events: int) -> Measured:
     """Dequeue and execute in order."""
-    return _consume(folder, events, emit=False)
+    return _consume(at, events, emit=False)
 
 
-def consume_emit(folder: Path, events: int) -> float:
+def consume_emit(at: Place, events: int) -> Measured:
     """The same, each task enqueuing another."""
-    return _consume(folder, events, emit=True)
+    return _consume(at, events, emit=True)
 
 
-def _consume(folder: Path, events: int, *, emit: bool) -> float:
-    huey = _huey(folder)
+def _consume(at: Place, events: int, *, emit: bool) -> Measured:
+    huey = _huey(at)
     watched, _ = _tasks(huey)
     _enqueue(watched, events, emit=emit)
     began = time.perf_counter()
     for _ in range(events):
         huey.execute(huey.dequeue())
-    return events / (time.perf_counter() - began)
+    return Measured(events / (time.perf_counter() - began))

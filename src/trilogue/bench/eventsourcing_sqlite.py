@@ -9,7 +9,6 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -21,8 +20,10 @@ from eventsourcing.system import Follower
 from eventsourcing.utils import Environment
 
 from trilogue.bench.measured import CHECKPOINT_PAGES, Measured, check_stored, pragmas_of, weakest
+from trilogue.bench.place import Place
 from trilogue.bench.store_figures import FILL, LOADS, PER_SAVE, TEXT, WRITERS, spread, warm_up
 
+SIDE = "eventsourcing"
 _UPSERT = "insert into balances values (?, ?) on conflict (account) do update set cents = cents + excluded.cents"
 
 
@@ -102,37 +103,39 @@ class Balances(_Durable, Follower[UUID]):
             processing_event.collect_events(deposited=(domain_event.originator_id.hex, domain_event.cents))
 
 
-def _environment(folder: Path) -> dict[str, str]:
+def _environment(at: Place) -> dict[str, str]:
     return {
         "PERSISTENCE_MODULE": "eventsourcing.sqlite",
-        "SQLITE_DBNAME": f"{folder}/eventsourcing-{time.monotonic_ns()}.db",
+        "SQLITE_DBNAME": f"{at.folder}/eventsourcing-{time.monotonic_ns()}.db",
     }
 
 
-def opened(bank: Bank) -> Account:
+def opened(bank: Application[UUID]) -> Account:
+    """A new account."""
     account = Account()
     bank.save(account)
     return account
 
 
-def deposit(bank: Bank, account: Account, events: int) -> None:
+def deposit(bank: Application[UUID], account: Account, events: int) -> None:
+    """So many events in one save."""
     for n in range(events):
         account.deposit(n, TEXT)
     bank.save(account)
 
 
-def save_one(folder: Path, events: int) -> Measured:
+def save_one(at: Place, events: int) -> Measured:
     """One event per save."""
-    return _save(folder, events, 1)
+    return _save(at, events, 1)
 
 
-def save_100(folder: Path, events: int) -> Measured:
+def save_100(at: Place, events: int) -> Measured:
     """100 events per save."""
-    return _save(folder, events, PER_SAVE)
+    return _save(at, events, PER_SAVE)
 
 
-def _save(folder: Path, events: int, per_save: int) -> Measured:
-    with Bank(env=_environment(folder)) as bank:
+def _save(at: Place, events: int, per_save: int) -> Measured:
+    with Bank(env=_environment(at)) as bank:
         account, warm = opened(bank), warm_up(events, per_save)
         for _ in range(warm):
             deposit(bank, account, per_save)
@@ -143,13 +146,13 @@ def _save(folder: Path, events: int, per_save: int) -> Measured:
         return _measured(bank, rate, (events // per_save + warm) * per_save + 1)
 
 
-def save_64_tasks(folder: Path, events: int) -> Measured:
+def save_64_tasks(at: Place, events: int) -> Measured:
     """64 aggregates, one save after the other or in 64 threads: whichever is faster."""
-    return max(_save_in_turn(folder, events), _save_in_threads(folder, events), key=lambda measured: measured.rate)
+    return max(_save_in_turn(at, events), _save_in_threads(at, events), key=lambda measured: measured.rate)
 
 
-def _save_in_turn(folder: Path, events: int) -> Measured:
-    with Bank(env=_environment(folder)) as bank:
+def _save_in_turn(at: Place, events: int) -> Measured:
+    with Bank(env=_environment(at)) as bank:
         accounts = [opened(bank) for _ in range(WRITERS)]
         began = time.perf_counter()
         for _ in range(events // WRITERS):
@@ -159,8 +162,8 @@ def _save_in_turn(folder: Path, events: int) -> Measured:
         return _measured(bank, rate, (events // WRITERS + 1) * WRITERS, "one after the other")
 
 
-def _save_in_threads(folder: Path, events: int) -> Measured:
-    with Bank(env=_environment(folder)) as bank, ThreadPoolExecutor(WRITERS) as threads:
+def _save_in_threads(at: Place, events: int) -> Measured:
+    with Bank(env=_environment(at)) as bank, ThreadPoolExecutor(WRITERS) as threads:
         accounts = [opened(bank) for _ in range(WRITERS)]
 
         def writer(account: Account) -> None:
@@ -173,9 +176,9 @@ def _save_in_threads(folder: Path, events: int) -> Measured:
         return _measured(bank, rate, (events // WRITERS + 1) * WRITERS, "64 threads")
 
 
-def rehydrate(folder: Path, events: int) -> Measured:
+def rehydrate(at: Place, events: int) -> Measured:
     """Load an aggregate of so many events."""
-    environment = _environment(folder)
+    environment = _environment(at)
     with Bank(env=environment) as bank:
         account = opened(bank)
         deposit(bank, account, events)
@@ -184,20 +187,20 @@ def rehydrate(folder: Path, events: int) -> Measured:
         for _ in range(LOADS):
             loaded: Account = bank.repository.get(account.id)
         rate = LOADS * events / (time.perf_counter() - began)
-        check_stored("eventsourcing", loaded.balance, account.balance)
+        check_stored(SIDE, loaded.balance, account.balance)
         return _measured(bank, rate, events + 1)
 
 
-def project(folder: Path, events: int) -> Measured:
+def project(at: Place, events: int) -> Measured:
     """Build a table of balances with a Follower, which handles and commits one event after the other."""
     accounts, each = spread(events)
-    with Bank(env=_environment(folder)) as bank, Balances(env=_environment(folder)) as balances:
+    with Bank(env=_environment(at)) as bank, Balances(env=_environment(at)) as balances:
         _fill(bank, [opened(bank) for _ in range(accounts)], each)
         balances.follow(bank.name, bank.notification_log)
         began = time.perf_counter()
         balances.pull_and_process(bank.name)
         rate = accounts * each / (time.perf_counter() - began)
-        check_stored("eventsourcing", _one(balances, "select sum(cents) from balances"), accounts * each)
+        check_stored(SIDE, _one(balances, "select sum(cents) from balances"), accounts * each)
         return _measured(balances, rate, 0, "a Follower")
 
 
@@ -223,7 +226,7 @@ def _pragma(connection: Any, pragma: str) -> Any:
 
 
 def _measured(application: Any, rate: float, stored: int, way: str = "") -> Measured:
-    check_stored("eventsourcing", _one(application, "select count(*) from stored_events"), stored)
+    check_stored(SIDE, _one(application, "select count(*) from stored_events"), stored)
     connections = list(application.factory.datastore.pool._pool)
     found = [pragmas_of(partial(_pragma, connection), sqlite3.sqlite_version) for connection in connections]
     return Measured(rate, weakest(found) | {"synchronous_by_default": application.synchronous_by_default}, way)

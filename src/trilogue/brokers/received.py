@@ -29,7 +29,7 @@ class Work:
     lost: list[Delivery] = field(default_factory=list)
 
 
-class Reading:
+class Received:
     """One group this process works for: what it has received and not answered.
 
     in_hand: what is tried again when due. troubled: how many of a key are. attempts: of what was given back, by id, for a

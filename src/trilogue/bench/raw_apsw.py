@@ -2,24 +2,26 @@
 
 import time
 from importlib import resources
-from pathlib import Path
 from typing import Any
 
 import apsw
 import msgspec
 
-from trilogue.bench.figures import Counted, Watched, sample
+from trilogue.bench.events import Counted, Watched, sample
+from trilogue.bench.measured import Measured
+from trilogue.bench.place import Place
 from trilogue.events import new_id, now_us
 from trilogue.stores.log import COLUMNS, slot_of
 
+SIDE = "raw apsw"
 _INSERT = f"insert into trilogue_records ({COLUMNS}) values (?,?,?,?,?,?,?,?,?,?,?,?,?)"
 _SELECT = "select position, key, data from trilogue_records where position > ? order by position limit 1000"
 BATCH = 1_000
 _ENCODE = msgspec.json.Encoder().encode
 
 
-def _connect(folder: Path) -> apsw.Connection:
-    connection = apsw.Connection(f"{folder}/raw-{time.monotonic_ns()}.db")
+def _connect(at: Place) -> apsw.Connection:
+    connection = apsw.Connection(f"{at.folder}/raw-{time.monotonic_ns()}.db")
     connection.pragma("journal_mode", "wal")
     connection.pragma("synchronous", 2)
     connection.wal_autocheckpoint(4_000)
@@ -36,25 +38,25 @@ def _row(position: int, e: Watched | Counted) -> tuple[object, ...]:
     return (position, slot_of(e.user), 1, new_id(), e.user, at_us, at_us, None, None, None, None, None, _ENCODE(e))
 
 
-def publish_one(folder: Path, events: int) -> float:
+def publish_one(at: Place, events: int) -> Measured:
     """One transaction per event."""
-    connection = _connect(folder)
+    connection = _connect(at)
     batch = [sample(n) for n in range(events)]
     began = time.perf_counter()
     for n, e in enumerate(batch, 1):
         connection.execute("begin immediate")
         connection.execute(_INSERT, _row(n, e))
         connection.execute("commit")
-    return events / (time.perf_counter() - began)
+    return Measured(events / (time.perf_counter() - began))
 
 
-def publish_many(folder: Path, events: int) -> float:
+def publish_many(at: Place, events: int) -> Measured:
     """One transaction per 1,000 events."""
-    connection = _connect(folder)
+    connection = _connect(at)
     batch = [sample(n) for n in range(events)]
     began = time.perf_counter()
     _insert_all(connection, batch)
-    return events / (time.perf_counter() - began)
+    return Measured(events / (time.perf_counter() - began))
 
 
 def _insert_all(connection: apsw.Connection, events: list[Watched]) -> None:
@@ -65,18 +67,18 @@ def _insert_all(connection: apsw.Connection, events: list[Watched]) -> None:
         connection.execute("commit")
 
 
-def consume_ordered(folder: Path, events: int) -> float:
+def consume_ordered(at: Place, events: int) -> Measured:
     """Read by 1,000, decode, remember the position."""
-    return _consume(folder, events, emit=False)
+    return _consume(at, events, emit=False)
 
 
-def consume_emit(folder: Path, events: int) -> float:
+def consume_emit(at: Place, events: int) -> Measured:
     """The same, inserting one row for each in the same transaction."""
-    return _consume(folder, events, emit=True)
+    return _consume(at, events, emit=True)
 
 
-def _consume(folder: Path, events: int, *, emit: bool) -> float:
-    connection = _connect(folder)
+def _consume(at: Place, events: int, *, emit: bool) -> Measured:
+    connection = _connect(at)
     _insert_all(connection, [sample(n) for n in range(events)])
     decoder = msgspec.json.Decoder(Watched)
     position = 0
@@ -91,12 +93,12 @@ def _consume(folder: Path, events: int, *, emit: bool) -> float:
         position = rows[-1][0]
         connection.execute("update progress set position = ?", (position,))
         connection.execute("commit")
-    return events / (time.perf_counter() - began)
+    return Measured(events / (time.perf_counter() - began))
 
 
-def latency(folder: Path, events: int) -> list[float]:
+def latency(at: Place, events: int) -> list[float]:
     """Seconds for a commit and for reading it on a second connection; a second commit, as a settlement, in between."""
-    connection = _connect(folder)
+    connection = _connect(at)
     reader = apsw.Connection(connection.filename)
     took = []
     for n in range(events):

@@ -6,16 +6,17 @@ balances    account | cents                                               the re
 
 import time
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import apsw
 import msgspec
 
 from trilogue.bench.measured import CHECKPOINT_PAGES, Measured, check_stored, pragmas_of
+from trilogue.bench.place import Place
 from trilogue.bench.store_figures import FILL, LOADS, PER_SAVE, TEXT, Deposited, spread, warm_up
 from trilogue.events import now_us
 
+SIDE = "raw apsw"
 _TABLES = """
 create table events (
   position integer primary key, stream text not null, version integer not null, type text not null,
@@ -40,8 +41,8 @@ def _connect(path: str) -> apsw.Connection:
     return connection
 
 
-def _created(folder: Path) -> apsw.Connection:
-    connection = _connect(f"{folder}/raw-{time.monotonic_ns()}.db")
+def _created(at: Place) -> apsw.Connection:
+    connection = _connect(f"{at.folder}/raw-{time.monotonic_ns()}.db")
     for _ in connection.execute(_TABLES):
         pass
     return connection
@@ -58,18 +59,18 @@ def _save(connection: apsw.Connection, rows: Iterable[tuple[object, ...]]) -> No
     connection.execute("commit")
 
 
-def save_one(folder: Path, events: int) -> Measured:
+def save_one(at: Place, events: int) -> Measured:
     """One event per transaction."""
-    return _saves(folder, events, 1)
+    return _saves(at, events, 1)
 
 
-def save_100(folder: Path, events: int) -> Measured:
+def save_100(at: Place, events: int) -> Measured:
     """100 events per transaction."""
-    return _saves(folder, events, PER_SAVE)
+    return _saves(at, events, PER_SAVE)
 
 
-def _saves(folder: Path, events: int, per_save: int) -> Measured:
-    connection = _created(folder)
+def _saves(at: Place, events: int, per_save: int) -> Measured:
+    connection = _created(at)
     saves, warm = events // per_save, warm_up(events, per_save)
     began = time.perf_counter()
     for save in range(warm + saves):
@@ -80,9 +81,9 @@ def _saves(folder: Path, events: int, per_save: int) -> Measured:
     return _measured(connection, rate, (warm + saves) * per_save)
 
 
-def rehydrate(folder: Path, events: int) -> Measured:
+def rehydrate(at: Place, events: int) -> Measured:
     """Read one stream, decode, add up."""
-    connection = _created(folder)
+    connection = _created(at)
     _save(connection, [_row("1", n + 1, n % PAGE) for n in range(events)])
     connection = _connect(connection.filename)
     began = time.perf_counter()
@@ -90,13 +91,13 @@ def rehydrate(folder: Path, events: int) -> Measured:
         rows = connection.execute("select version, data from events where stream = ? order by version", ("account-1",))
         balance = sum(_DECODE(data).cents for _, data in rows)
     rate = LOADS * events / (time.perf_counter() - began)
-    check_stored("raw apsw", balance, sum(n % PAGE for n in range(events)))
+    check_stored(SIDE, balance, sum(n % PAGE for n in range(events)))
     return _measured(connection, rate, events)
 
 
-def project(folder: Path, events: int) -> Measured:
+def project(at: Place, events: int) -> Measured:
     """Read all events by 1,000, decode, upsert the balances and remember the position in one transaction."""
-    connection = _created(folder)
+    connection = _created(at)
     accounts, each = spread(events)
     _fill(connection, accounts, each)
     connection = _connect(connection.filename)
@@ -110,7 +111,7 @@ def project(folder: Path, events: int) -> Measured:
         connection.execute("update progress set position = ?", (position,))
         connection.execute("commit")
     rate = accounts * each / (time.perf_counter() - began)
-    check_stored("raw apsw", int(_one(connection, "select sum(cents) from balances")), accounts * each)
+    check_stored(SIDE, int(_one(connection, "select sum(cents) from balances")), accounts * each)
     return _measured(connection, rate, accounts * each)
 
 
@@ -130,5 +131,5 @@ def _one(connection: apsw.Connection, query: str) -> Any:
 
 
 def _measured(connection: apsw.Connection, rate: float, stored: int) -> Measured:
-    check_stored("raw apsw", int(_one(connection, "select count(*) from events")), stored)
+    check_stored(SIDE, int(_one(connection, "select count(*) from events")), stored)
     return Measured(rate, pragmas_of(connection.pragma, apsw.sqlite_lib_version()))

@@ -1,0 +1,63 @@
+"""What a figure was measured with: only ratios travel from machine to machine, and these only with what is said here."""
+
+import importlib
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from trilogue.bench.place import place, scheme_of
+from trilogue.urls import redacted
+
+_PACKAGES = {
+    "sqlite": ("apsw", "huey", "eventsourcing"),
+    "postgresql": ("psycopg", "eventsourcing"),
+    "amqp": ("pika", "aio-pika", "faststream", "pydantic"),
+    "kafka": ("confluent-kafka", "faststream", "pydantic"),
+}
+_DRIVERS = {"postgresql": "raw_psycopg", "amqp": "raw_pika", "kafka": "raw_kafka"}
+
+
+def around(url: str, store: str | None, *, rounds: int, scale: float) -> dict[str, Any]:
+    """Machine, Python, versions of the packages and of the server, and how it was measured."""
+    scheme = scheme_of(url)
+    packages = ("trilogue", *_PACKAGES[scheme], "msgspec")
+    return {
+        "url": redacted(url),
+        **({"store": redacted(store or "a new SQLite file")} if scheme in ("amqp", "kafka") else {}),
+        **_server(scheme, url, store),
+        "cpu": _cpu(),
+        "cores": os.cpu_count(),
+        "system": platform.platform(terse=True),
+        "python": platform.python_version(),
+        **{name: _version(name) for name in packages},
+        "rounds": rounds,
+        "scale": scale,
+    }
+
+
+def _server(scheme: str, url: str, store: str | None) -> dict[str, Any]:
+    if scheme == "sqlite":
+        return {}
+    module = importlib.import_module(f"trilogue.bench.{_DRIVERS[scheme]}")
+    with place(url, store, None) as at:
+        found: dict[str, Any] = module.versions(at)
+    return found
+
+
+def _cpu() -> str:
+    """The processor's name where the system tells it, else its kind."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"

@@ -1,0 +1,455 @@
+"""One group that a broker delivers to and a store stands beside: what it received, lends, and what becomes of the answers.
+
+broker ──receive──▶ KeyedGate ──┬─▶ claim            fresh: nothing of it is in the store
+store  ──claim────▶ held ───────┘                    held: rows of the store, lent by its own machinery
+                        │ key held in the store
+                        └──▶ divert ──▶ row, acknowledged
+
+done                   acknowledge
+done, with emits       publish, confirmed, then acknowledge; the key is out until then
+retry, dead            a row in the store, committed, then acknowledge; then the key is the store's
+release                back to the gate, as if never lent
+InTransaction          effects, emits, rows and place in one transaction of the store, then acknowledge
+"""
+
+import asyncio
+import contextlib
+import dataclasses
+import logging
+import time
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from trilogue.brokers.keyed import KeyedGate
+from trilogue.errors import LeaseLost
+from trilogue.events import Delivery, Group, InTransaction, Receipt, Record, Settlement
+from trilogue.ports import Broker, InboxStore, Marks, Place
+from trilogue.relay import Outcome, Publish, confirmed, is_refused
+
+WAIT_S = 60.0
+PAUSED_LOOK_S = 0.25
+DIVERT_RECORDS = 1_000
+BACKOFF_S = 1.0
+STOP_S = 5.0
+
+log = logging.getLogger("trilogue")
+Answer = Settlement | InTransaction
+
+
+@dataclass(slots=True)
+class _Answers:
+    """Answers by what has to be done for them. done: in order, with what they emit; the others' keys are free already."""
+
+    done: list[Settlement] = field(default_factory=list)
+    emits: bool = False
+    stored: list[Answer] = field(default_factory=list)
+    held: list[Answer] = field(default_factory=list)
+    lost: list[Delivery] = field(default_factory=list)
+
+
+class Reader:
+    """One group of one process. places: whether its place is kept in the store; epochs: of its lanes, by name.
+
+    publish: puts what handlers emit on the broker, one outcome each.
+    """
+
+    def __init__(
+        self, broker: Broker, store: InboxStore, group: Group, publish: Publish, *, places: bool, epochs: dict[str, int]
+    ) -> None:
+        self.group = group
+        self.name = group.name
+        self.finished = 0
+        self._broker, self._store, self._publish = broker, store, publish
+        self._places, self._epochs = places, epochs
+        self._gate = KeyedGate(ordered=group.ordered)
+        self._held: list[Delivery] = []
+        self._limit = 0
+        self._held_first = False
+        self._marks = Marks(0, -1, paused=False)
+        self._quiet: dict[str, int] = {}
+        self._wake, self._room, self._check = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self._open: set[asyncio.Task[list[Delivery]]] = set()
+        self._emitting = asyncio.Lock()
+        self._loops: list[asyncio.Task[None]] = []
+        self._stopping = False
+
+    def start(self) -> None:
+        """Begin to receive, once somebody claims."""
+        for step in (self._receive, self._claim_held, self._divert):
+            self._loops.append(asyncio.create_task(self._forever(step), name=f"trilogue {self.name} {step.__name__[1:]}"))
+
+    async def stop(self) -> None:
+        """Receive no more, and let what is being settled end; what is here then is the broker's and the store's again."""
+        self._stopping = True
+        for task in self._loops:
+            task.cancel()
+        await asyncio.gather(*self._loops, return_exceptions=True)
+        if self._open:
+            await asyncio.wait(self._open, timeout=STOP_S)
+        self._gate.clear()
+        self._held.clear()
+
+    async def _forever(self, step: Callable[[], Awaitable[None]]) -> None:
+        while True:
+            try:
+                await step()
+            except Exception as error:  # whatever it is: a group that ends in silence is worse than one that tries again
+                log.warning("group %s: %s failed, trying again in %.0f s: %s", self.name, step.__name__[1:], BACKOFF_S, error)
+                await asyncio.sleep(BACKOFF_S)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is here, lent or being settled."""
+        return self._gate.is_idle and not (self._open or self._held)
+
+    @property
+    def out(self) -> int:
+        """How many deliveries are lent."""
+        return self._gate.out
+
+    # ── claim ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def claim(self, limit: int, wait_s: float) -> list[Delivery]:
+        """Lend up to `limit` deliveries, all fresh or all held, waiting up to `wait_s` for the first."""
+        self._limit = limit
+        self._room.set()
+        until = time.monotonic() + wait_s
+        while True:
+            self._wake.clear()
+            deliveries = self._lend(limit)
+            left_s = until - time.monotonic()
+            if deliveries or left_s <= 0 or self._stopping:
+                return deliveries
+            # Nothing is lost to a cancellation here: what is received and not lent stays in the gate.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(left_s):
+                    await self._wake.wait()
+
+    def _lend(self, limit: int) -> list[Delivery]:
+        if self._marks.paused:
+            return []
+        self._held_first = not self._held_first  # in turn, so that neither side starves the other
+        if self._held_first:
+            lent = self._lend_held(limit) or self._gate.take(limit)
+        else:
+            lent = self._gate.take(limit) or self._lend_held(limit)
+        self._room.set()
+        if self._gate.has_checks:
+            self._check.set()
+        return lent
+
+    def _lend_held(self, limit: int) -> list[Delivery]:
+        self._held = [delivery for delivery in self._held if not delivery.lease.revoked]
+        lent = [delivery for delivery in self._held if self._gate.lend_held(delivery)][:limit]
+        if not lent:
+            return []
+        is_lent = set(map(id, lent))
+        self._held = [delivery for delivery in self._held if id(delivery) not in is_lent]
+        self._gate.held_out(lent)
+        return lent
+
+    # ── what comes in ────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _receive(self) -> None:
+        """Receive what there is room for."""
+        while not (0 < self._limit > self._gate.ready and not self._gate.is_full):
+            self._gate.drop_revoked()
+            self._room.clear()
+            await self._room.wait()
+        if self._marks.paused:
+            await self._broker.pause(self.name)
+            while self._marks.paused:
+                await asyncio.sleep(PAUSED_LOOK_S)
+                await self._refresh()
+            await self._broker.resume(self.name)
+            self._wake.set()
+        limit = self._limit - self._gate.ready
+        deliveries = await self._broker.receive(self.name, limit=limit, wait_s=WAIT_S)
+        if deliveries:
+            await self._admit(deliveries)
+
+    async def _admit(self, deliveries: list[Delivery]) -> None:
+        while True:
+            try:
+                await self._refresh()
+                break
+            except Exception as error:  # they cannot be received again: who is held must be known before they go on
+                log.warning("group %s: the store beside it does not answer: %s", self.name, error)
+                await asyncio.sleep(BACKOFF_S)
+        self._mark_replay(deliveries)
+        self._gate.admit(deliveries)
+        if self._gate.has_checks:
+            self._check.set()
+        self._wake.set()
+
+    async def _refresh(self) -> None:
+        """Learn what has changed in the store: which keys are held, whether the group is paused or replayed.
+
+        After something was received, so that what a former owner of its lane has held before is known.
+        """
+        inbox, known = self._store.inbox, self._marks
+        marks = await inbox.marks(self.name)
+        if marks == known:
+            return
+        is_new = marks.revision != known.revision
+        if is_new:
+            self._quiet = await inbox.replay_ends(self.name)
+        if self.group.ordered and (is_new or marks.inbox != known.inbox):
+            self._gate.learn(await inbox.held_keys(self.name, 0 if is_new else min(known.inbox, self._marks.inbox)))
+        self._marks = marks
+
+    async def look(self) -> None:
+        """Something may have changed in the store."""
+        await self._refresh()
+        self._free()
+
+    def _note(self, before: int, after: int) -> None:
+        """Rows were added here, between these marks; what others have added is still to be learnt."""
+        if self._marks.inbox == before:
+            self._marks = dataclasses.replace(self._marks, inbox=after)
+
+    def _mark_replay(self, deliveries: Iterable[Delivery]) -> None:
+        if self._quiet:
+            for delivery in deliveries:
+                record = delivery.record
+                offset = (record.extensions or {}).get("offset", record.position) if delivery.is_held else record.position
+                delivery.replay = int(offset) < self._quiet.get(lane_of(record), 0)
+
+    async def _claim_held(self) -> None:
+        """Have a few held records at hand."""
+        while not self._limit or self._held:
+            self._room.clear()
+            await self._room.wait()
+        deliveries = await self._store.claim(self.name, limit=self._limit, wait_s=WAIT_S)
+        self._mark_replay(deliveries)
+        self._held += deliveries
+        self._wake.set()
+
+    async def _divert(self) -> None:
+        """Look up keys that may be held, and put what follows of them behind their rows."""
+        await self._check.wait()
+        self._check.clear()
+        while checks := self._gate.begin_checks(DIVERT_RECORDS):
+            live = [delivery for delivery in checks if not delivery.lease.revoked]
+            held = dict.fromkeys((id(delivery) for delivery in checks), False)
+            try:
+                if live:
+                    diverted = await self._store.inbox.divert(self.name, live)
+                    self._note(diverted.before, diverted.after)
+                    held.update(zip(map(id, live), diverted.held, strict=True))
+                    for delivery, is_held in zip(live, diverted.held, strict=True):
+                        if not is_held:
+                            self._gate.not_held(delivery.record.key or "")
+            except BaseException:
+                self._check.set()  # they come back and are looked up again
+                raise
+            finally:
+                gone = self._back_from_check(checks, held)
+            await self._broker.acknowledge(self.name, gone)
+
+    def _back_from_check(self, checks: Sequence[Delivery], held: dict[int, bool]) -> list[Delivery]:
+        """Who is held is gone, the others are as they were; returns those that are gone."""
+        gone = [delivery for delivery in checks if held[id(delivery)]]
+        for delivery in checks:
+            if held[id(delivery)]:
+                self._gate.finish(delivery)
+            else:
+                self._gate.give_back(delivery)
+        self._free()
+        return gone
+
+    def _free(self) -> None:
+        """Some key or some room is free."""
+        self._wake.set()
+        self._room.set()
+        if self._gate.has_checks:
+            self._check.set()
+
+    # ── answers ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def settle(self, answers: Sequence[Answer]) -> Awaitable[list[Delivery]]:
+        """Answer deliveries; keys of those done are free at once, the awaitable returns those whose lane or lease was lost."""
+        plan = self._sorted(answers)
+        self._free()
+        # A task of its own: whoever waits for it may be cancelled between the commit and the acknowledgement.
+        task = asyncio.create_task(self._carry_out(plan))
+        self._open.add(task)
+        task.add_done_callback(self._carried_out)
+        return asyncio.shield(task)
+
+    def _sorted(self, answers: Sequence[Answer]) -> _Answers:
+        plan = _Answers()
+        for answer in answers:
+            if isinstance(answer, InTransaction):
+                self._sort_inside(plan, answer)
+                continue
+            delivery = answer.delivery
+            if delivery.is_held:
+                plan.held.append(answer)
+            elif delivery.lease.revoked:
+                self._gate.finish(delivery)
+                plan.lost.append(delivery)
+            elif answer.verdict == "release":
+                self._gate.give_back(delivery)
+            elif answer.verdict != "done":
+                plan.stored.append(answer)
+            else:
+                plan.done.append(answer)
+                if answer.emits:
+                    plan.emits = True
+                else:
+                    self._gate.finish(delivery)
+        return plan
+
+    def _sort_inside(self, plan: _Answers, work: InTransaction) -> None:
+        if work.deliveries[0].is_held:  # a claim lends one kind only
+            plan.held.append(work)
+        elif any(delivery.lease.revoked for delivery in work.deliveries):
+            # A batch can be lost in part: what is still ours of it is handled again.
+            plan.lost += [delivery for delivery in work.deliveries if delivery.lease.revoked]
+            self._hand_back([work])
+        else:
+            plan.stored.append(work)
+
+    def _carried_out(self, task: "asyncio.Task[list[Delivery]]") -> None:
+        self._open.discard(task)
+        self._free()
+
+    async def _carry_out(self, plan: _Answers) -> list[Delivery]:
+        steps: list[Awaitable[list[Delivery]]] = []
+        if plan.emits or (plan.done and self._emitting.locked()):
+            steps.append(self._emit(plan.done))
+        elif plan.done:
+            steps.append(self._done([settlement.delivery for settlement in plan.done]))
+        if plan.stored:
+            steps.append(self._keep(plan.stored))
+        if plan.held:
+            steps.append(self._settle_held(plan.held))
+        if len(steps) == 1:
+            return plan.lost + await steps[0]
+        results = await asyncio.gather(*steps, return_exceptions=True)
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+        return plan.lost + [delivery for result in results if not isinstance(result, BaseException) for delivery in result]
+
+    async def _done(self, deliveries: Sequence[Delivery]) -> list[Delivery]:
+        self.finished += len(deliveries)
+        return await self._broker.acknowledge(self.name, deliveries) if deliveries else []
+
+    async def _emit(self, settlements: Sequence[Settlement]) -> list[Delivery]:
+        """Publish what handlers emitted; what is confirmed is acknowledged, what is not is handled again.
+
+        One after the other, what emitted nothing too: nothing may be acknowledged before an earlier one of its key.
+        """
+        async with self._emitting:
+            outcomes = await self._published(settlements)
+            done, refused, lost = [], [], []
+            for settlement, found in zip(settlements, outcomes, strict=True):
+                if all(isinstance(outcome, Receipt) for outcome in found):
+                    done.append(settlement)
+                elif any(map(is_refused, found)):
+                    refused.append(_refused(settlement.delivery, found))
+                else:
+                    lost.append(settlement)
+            self._hand_back(lost)
+            for settlement in done:
+                if settlement.emits:
+                    self._gate.finish(settlement.delivery)
+            self._free()
+            not_acknowledged = await self._done([settlement.delivery for settlement in done])
+        not_kept = await self._keep(refused) if refused else []
+        return [*(settlement.delivery for settlement in lost), *not_acknowledged, *not_kept]
+
+    async def _published(self, settlements: Sequence[Settlement]) -> list[list[Outcome]]:
+        """What became of the emits of each."""
+        owners = [n for n, settlement in enumerate(settlements) for _ in settlement.emits]
+        envelopes = [envelope for settlement in settlements for envelope in settlement.emits]
+
+        def lost(n: int) -> bool:
+            return self._stopping or settlements[owners[n]].delivery.lease.lost
+
+        found: list[list[Outcome]] = [[] for _ in settlements]
+        for owner, outcome in zip(owners, await confirmed(self._publish, envelopes, lost=lost), strict=True):
+            found[owner].append(outcome)
+        return found
+
+    async def _keep(self, answers: Sequence[Answer]) -> list[Delivery]:
+        """Rows, effects and places in one transaction of the store; then acknowledge."""
+        deliveries = [delivery for answer in answers for delivery in deliveries_of(answer)]
+        try:
+            places = self._places_after(deliveries)
+            inside = any(isinstance(answer, InTransaction) for answer in answers)
+            taken = await self._store.inbox.settle(self.name, answers, places=places, seen=inside and not self._places)
+        except LeaseLost as error:
+            log.info("group %s: %s", self.name, error)
+            await asyncio.sleep(BACKOFF_S)  # until the broker says so too: then they are no longer here
+            self._hand_back(answers)
+            return deliveries
+        except BaseException:
+            self._hand_back(answers)
+            raise
+        self._note(taken.before, taken.after)
+        settled = [settlement.delivery for settlement in taken.settlements]
+        self._gate.learn(s.delivery.record.key for s in taken.settlements if s.holds_key and s.delivery.record.key is not None)
+        for delivery in settled:
+            self._gate.finish(delivery)
+        for delivery in taken.again:
+            self._gate.give_back(delivery)
+        self._free()
+        self.finished += sum(settlement.verdict == "done" for settlement in taken.settlements)
+        return await self._broker.acknowledge(self.name, settled)
+
+    def _places_after(self, deliveries: Sequence[Delivery]) -> list[Place]:
+        if not self._places:
+            return []
+        found = self._broker.progress(self.name, deliveries)
+        return [Place(progress, self._epochs.get(progress.lane, -1)) for progress in found]
+
+    def _hand_back(self, answers: Sequence[Answer]) -> None:
+        """Nothing came of these: they are handled again, and what follows of their keys after them."""
+        for answer in answers:
+            for delivery in deliveries_of(answer):
+                self._gate.give_back(delivery)
+            if isinstance(answer, InTransaction):
+                answer.settlements = [Settlement(delivery, "release") for delivery in answer.deliveries]
+        self._free()
+
+    async def _settle_held(self, answers: Sequence[Answer]) -> list[Delivery]:
+        """Settle rows of the store; what their handlers emitted goes to the broker first, as that of fresh ones does."""
+        try:
+            emitting = [each for each in answers if isinstance(each, Settlement) and each.emits and each.verdict == "done"]
+            if emitting:
+                outcomes = dict(zip(map(id, emitting), await self._published(emitting), strict=True))
+                answers = [_after_publish(each, outcomes.get(id(each), ())) for each in answers]
+            return await self._store.settle(self.name, answers)
+        finally:
+            for answer in answers:
+                for delivery in deliveries_of(answer):
+                    self._gate.finish(delivery)
+
+
+def deliveries_of(answer: Answer) -> Sequence[Delivery]:
+    """The deliveries an answer is for."""
+    return (answer.delivery,) if isinstance(answer, Settlement) else answer.deliveries
+
+
+def lane_of(record: Record) -> str:
+    """The lane a record came from, as text."""
+    return "" if record.topic is None else f"{record.topic}/{record.partition}"
+
+
+def _refused(delivery: Delivery, outcomes: Sequence[Outcome]) -> Settlement:
+    error = next(outcome for outcome in outcomes if is_refused(outcome))
+    return Settlement(delivery, "dead", error=f"what its handler published is refused: {error}")
+
+
+def _after_publish(answer: Answer, outcomes: Sequence[Outcome]) -> Answer:
+    """The answer to a held record, once what it emitted is published, or is not."""
+    if isinstance(answer, InTransaction) or not outcomes:
+        return answer
+    if any(map(is_refused, outcomes)):
+        return _refused(answer.delivery, outcomes)
+    if not all(isinstance(outcome, Receipt) for outcome in outcomes):
+        return Settlement(answer.delivery, "release")
+    return Settlement(answer.delivery)

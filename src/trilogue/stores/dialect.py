@@ -1,0 +1,71 @@
+"""What SQL databases do differently, as data. Everything else of the algorithm is one text for all of them.
+
+                 SQLite                                 PostgreSQL
+writing          one transaction at a time              many: what must not happen twice takes a lock, until the commit
+for_update       -                                      " for update"       rows read to be changed
+end              pragma data_version tells              the counter row, locked: who appends next waits for the commit
+alone            -                                      one transaction at a time does what is done rarely
+clock            the machine's monotonic clock          the server's clock: machines share no other
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+
+class Sql(Protocol):
+    """The narrow cursor the algorithm is written over."""
+
+    dialect: "Dialect"
+
+    def rows(self, sql: str, values: Any = ()) -> list[Any]:
+        """Run one statement; all its rows."""
+        ...
+
+    def many(self, sql: str, values: Any) -> int:
+        """Run one statement once per row of values; how many rows it changed."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """How one database says it; an empty text: it need not be said.
+
+    kind_of: a select with the kind of a table or view by its name, None if there is none. view: a select with the text of a view.
+    columns: a select with the columns of a table. bytes: a select with the size of the whole log.
+    append_all, emit: what append.py does, done by the server in one call.
+    """
+
+    name: str
+    for_update: str = ""
+    end: str = ""
+    alone: str = ""
+    state: str = ""
+    clock: str = ""
+    kind_of: str = ""
+    view: str = ""
+    columns: str = ""
+    bytes: str = ""
+    append_all: Callable[..., Any] | None = None
+    emit: Callable[..., Any] | None = None
+
+
+SQLITE = Dialect(
+    "SQLite",
+    kind_of="select type from sqlite_master where name = ? and type in ('table', 'view')",
+    view="select sql from sqlite_master where type = 'view' and name = ?",
+    columns="select name from pragma_table_info(?)",
+    bytes="select page_count * page_size from pragma_page_count(), pragma_page_size()",
+)
+
+
+def clock_us(sql: Sql) -> int:
+    """A clock that all workers share and nobody sets, in microseconds."""
+    return int(sql.rows(sql.dialect.clock)[0][0]) if sql.dialect.clock else time.monotonic_ns() // 1_000
+
+
+def alone(sql: Sql) -> None:
+    """Let no other transaction that says this go on until the commit."""
+    if sql.dialect.alone:
+        sql.rows(sql.dialect.alone)

@@ -1,0 +1,260 @@
+"""One program at every URL: five groups, publishers that never give up, and histories of both. Run as a script with a role.
+
+    publish FOLDER N     until FOLDER/stop is there; N publishes its own keys, each step in its turn, and repeats what is unknown
+    work FOLDER N        until SIGTERM
+    finish FOLDER N      works until nothing is left, then writes FOLDER/final.json: effects, dead letters
+    hoard FOLDER N COUNT publishes so many small events, as fast as it can
+
+                  ┌─▶ ordered   fails now and then, and on some steps always: retries and dead letters in order
+    step.taken ───┼─▶ any       in no order
+                  ├─▶ effect    a row in a table of the store
+                  └─▶ emitting ─▶ step.echoed ─▶ echo   a row for each step once more, in batches
+
+FOLDER/place.json: {"url": …, "store": …, "start": "now", "rate": EVENTS_A_SECOND, "broken": ""}
+"""
+
+import asyncio
+import json
+import logging
+import random
+import signal
+import sys
+import zlib
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "processes"))
+
+from history import History
+
+from trilogue import App, Context, Db, Receipt, Retry, TimedOut, derived_id, event
+from trilogue.errors import LogError
+from trilogue.events import Settlement
+
+KEYS = 8  # of each publisher
+BATCH = 10
+PLAIN = {"ordered": True, "any": False, "emitting": True}
+TABLES = {"effects": "effect", "echoes": "echo"}
+EPOCH_US = 1_800_000_000_000_000
+
+
+@event("step.taken", key="key")
+@dataclass(frozen=True)
+class Step:
+    key: str
+    n: int
+    pad: str
+
+
+@event("step.echoed", key="key")
+@dataclass(frozen=True)
+class Echo:
+    key: str
+    n: int
+
+
+def step(key: str, n: int) -> Step:
+    """The step with this number, of 16 bytes to 4 kB."""
+    chance = dice(key, n)
+    return Step(key, n, f"{chance:08x}" * (2 if chance % 20 else 500))
+
+
+def dice(key: str, n: int) -> int:
+    """What happens to a step is known from its name: the checker knows it, too."""
+    return zlib.crc32(f"{key}/{n}".encode())
+
+
+def is_poison(key: str, n: int) -> bool:
+    """Whether the group `ordered` always fails on this step."""
+    return dice(key, n) % 211 == 0
+
+
+def fails_first(key: str, n: int) -> bool:
+    """Whether it fails on the first attempt."""
+    return dice(key, n) % 53 == 0
+
+
+# ── handlers ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def make_app(place: dict[str, Any], history: History) -> App:
+    """The program; it is the same at every URL."""
+    beside = {"store": place["store"]} if place["store"] else {}
+    app, start = App(place["url"], name="faults", **beside), place["start"]
+
+    @app.setup
+    def tables(db: Db) -> None:
+        for table in TABLES:
+            db.execute(f"create table if not exists {table} (step_key text not null, n integer not null)")
+
+    @app.on(group="ordered", start=start, retry=Retry(3, "20ms..100ms"))
+    async def ordered(e: Step, ctx: Context) -> None:
+        with history.handling("ordered", e.key, e.n, corrupt=e != step(e.key, e.n)):
+            await asyncio.sleep(dice(e.key, e.n) % 4 / 1_000)
+            if is_poison(e.key, e.n) or (ctx.attempt == 1 and fails_first(e.key, e.n)):
+                raise ValueError("as it was meant to")
+
+    @app.on(group="any", start=start, order=None)
+    async def any_order(e: Step) -> None:
+        with history.handling("any", e.key, e.n):
+            await asyncio.sleep(dice(e.key, e.n) % 3 / 1_000)
+
+    @app.on(group="effect", start=start)
+    def effect(e: Step, db: Db) -> None:
+        with history.handling("effect", e.key, e.n):
+            db.execute("insert into effects values (?, ?)", (e.key, e.n))
+
+    @app.on(group="emitting", start=start)
+    async def emitting(e: Step) -> Echo:
+        with history.handling("emitting", e.key, e.n):
+            return Echo(e.key, e.n)
+
+    @app.on(group="echo", start=start)
+    def echo(es: list[Echo], db: Db) -> None:
+        db.executemany("insert into echoes values (?, ?)", [(e.key, e.n) for e in es])
+
+    if place["broken"]:
+        BROKEN[place["broken"]](app)
+    return app
+
+
+def acknowledge_early(app: App) -> None:
+    """An adapter with a bug, which the checker has to find: what is lent is finished before it is handled."""
+    store: Any = app.store
+    claim, settle = store.claim, store.settle
+
+    async def early(group: str, **how: Any) -> Any:
+        deliveries = await claim(group, **how)
+        if group in PLAIN and deliveries:
+            await settle(group, [Settlement(delivery, "done") for delivery in deliveries])
+        return deliveries
+
+    def late(group: str, answers: Sequence[Any]) -> Awaitable[Any]:
+        return nothing() if group in PLAIN else settle(group, answers)
+
+    async def nothing() -> list[Any]:
+        return []
+
+    store.claim, store.settle = early, late
+
+
+BROKEN: dict[str, Callable[[App], None]] = {"acknowledges early": acknowledge_early}
+
+
+# ── roles ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def publish(folder: Path, place: dict[str, Any], number: str) -> None:
+    """Steps of some keys, in order; and of keys that are published once only, so that a wrong `rejected` shows."""
+    history, chance = History(folder, "publish"), random.Random(number)
+    app = make_app(place, history)
+    known = _stored(folder)
+
+    async def one_key(key: str) -> None:
+        n = known.get(key, -1) + 1
+        while not (folder / "stop").exists():
+            size = chance.randint(1, BATCH)
+            await say(key, n, size)
+            await _publish(app, history, f"{key}-once-{n}", 0, 1)
+            n += size
+            await asyncio.sleep((size + 1) * KEYS / place["rate"])
+
+    async def say(key: str, first: int, size: int) -> None:
+        while not await _publish(app, history, key, first, size):
+            await asyncio.sleep(0.1)
+
+    async with app:
+        await asyncio.gather(*(one_key(f"p{number}-{k}") for k in range(KEYS)))
+
+
+async def _publish(app: App, history: History, key: str, first: int, size: int) -> bool:
+    """Publish steps of a key once, each with its own outcome; whether all of them are stored."""
+    envelopes = [
+        app.envelope(step(key, n), id=derived_id(EPOCH_US, key, n), time_us=EPOCH_US + n) for n in range(first, first + size)
+    ]
+    history.published(key, first, first + size - 1, "begun")
+    outcomes: Sequence[Receipt | LogError]
+    try:
+        outcomes = await app.store.publish(envelopes)
+    except LogError as error:
+        outcomes = [error] * size
+    for n, outcome in enumerate(outcomes, first):
+        history.published(key, n, n, _word(outcome))
+    return all(isinstance(outcome, Receipt) for outcome in outcomes)
+
+
+def _word(outcome: Receipt | LogError) -> str:
+    if isinstance(outcome, Receipt):
+        return "stored"
+    return "unknown" if outcome.stored is None else "rejected"
+
+
+def _stored(folder: Path) -> dict[str, int]:
+    """By key, the last step that an earlier life of a publisher knows to be stored."""
+    known: dict[str, int] = {}
+    for path in folder.glob("publish-*.jsonl"):
+        for line in path.read_text().splitlines():
+            row = json.loads(line) if line.endswith("}") else {"outcome": "cut off"}
+            if row["outcome"] == "stored":
+                known[row["key"]] = max(known.get(row["key"], -1), row["to"])
+    return known
+
+
+async def work(folder: Path, place: dict[str, Any], number: str) -> None:
+    """Handle until SIGTERM."""
+    stop, app = asyncio.Event(), make_app(place, History(folder, "handle"))
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    async with app.running(grace="5s"):
+        (folder / f"ready-{number}").touch()
+        await stop.wait()
+
+
+async def finish(folder: Path, place: dict[str, Any], number: str) -> None:
+    """Handle what is left, then tell what the store and the dead letters hold."""
+    app = make_app(place, History(folder, "handle"))
+    async with app.running(grace="5s"):
+        try:
+            await app.wait_idle(timeout="60s")
+            is_idle = True
+        except TimedOut:
+            is_idle = False
+        letters = [letter for group in PLAIN for letter in await _all_dead(app, group)]
+        effects = {
+            group: [list(row) for row in await app.db(f"select step_key, n from {table}")] for table, group in TABLES.items()
+        }
+    final = {"idle": is_idle, "dead": letters, "effects": effects}
+    (folder / "final.json").write_text(json.dumps(final))
+
+
+async def _all_dead(app: App, group: str) -> list[tuple[str, str, int]]:
+    found: list[tuple[str, str, int]] = []
+    after = 0
+    while letters := await app.store.dead(group, after=after):
+        for letter in letters:
+            data = json.loads(letter.record.data)
+            found.append((group, data["key"], data["n"]))
+        after = letters[-1].record.position
+    return found
+
+
+async def hoard(folder: Path, place: dict[str, Any], number: str, count: str) -> None:
+    """Many small steps, not written down one by one."""
+    app = make_app(place, History(folder, "hoard"))
+    async with app:
+        for first in range(0, int(count), 1_000):
+            await app.publish_many([step(f"h{n % 256}", n // 256) for n in range(first, min(first + 1_000, int(count)))])
+
+
+def main() -> None:
+    role, folder, *rest = sys.argv[1:]
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(process)d %(levelname)s %(name)s %(message)s")
+    place = json.loads((Path(folder) / "place.json").read_text())
+    asyncio.run(ROLES[role](Path(folder), place, *rest))
+
+
+ROLES: dict[str, Callable[..., Any]] = {"publish": publish, "work": work, "finish": finish, "hoard": hoard}
+
+if __name__ == "__main__":
+    main()
