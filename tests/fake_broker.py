@@ -93,7 +93,7 @@ class FakeServer:
             epoch = self._epoch
             lane.epoch = epoch
             if owner.cursors is not None and self.groups[group][0].has_effects and self.positions:
-                progress = await owner.cursors.assigned(group, f"events/{lane.number}", epoch)
+                progress = await owner.cursors.assigned(group, f"events[{lane.number}]", epoch)
                 if progress is not None:
                     lane.acked |= {n for n in range(lane.start, progress.next)} | set(progress.finished)
             if lane.epoch == epoch:  # it was not given to somebody else meanwhile
@@ -153,6 +153,8 @@ class FakeBroker:
                     await self.server.give(group, lane, self)
 
     async def publish(self, envelopes: Sequence[Envelope]) -> list[Receipt | LogError]:
+        if not self.is_open:
+            raise Unavailable("the fake broker is not open")
         await asyncio.sleep(0)
         outcomes: list[Receipt | LogError] = []
         for envelope in envelopes:
@@ -228,7 +230,7 @@ class FakeBroker:
                 first = lane.start
                 while first in acked:
                     first += 1
-                found.append(Progress(f"events/{lane.number}", first, tuple(sorted(n for n in acked if n > first))))
+                found.append(Progress(f"events[{lane.number}]", first, tuple(sorted(n for n in acked if n > first))))
         if any(delivery.lease.revoked for delivery in deliveries):
             raise LeaseLost("a lane is gone")
         return found
@@ -273,7 +275,7 @@ class FakeBroker:
     async def lanes(self, group: str) -> list[LaneStatus]:
         found = []
         for lane in self.server.lanes(group):
-            name = f"events/{lane.number}" if self.server.positions else ""
+            name = f"events[{lane.number}]" if self.server.positions else ""
             wanted = self.server.wanted(group, lane)
             first = wanted[0].position if wanted else len(self.server.log[lane.number])
             place = first if self.server.positions else None

@@ -6,41 +6,97 @@ import math
 import sqlite3
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import apsw
+import pika
+import psycopg
 import pytest
+import services
+from confluent_kafka.admin import AdminClient
 from eventsourcing.sqlite import SQLiteConnectionPool
 
-from trilogue.bench import report, scale, store_figures, store_limits, store_peers
-from trilogue.bench.measured import Measured, weakest
-from trilogue.bench.report import Row
+from trilogue.bench import (
+    environment,
+    eventsourcing_sqlite,
+    faststream_kafka,
+    faststream_rabbit,
+    raw_apsw_store,
+    raw_kafka,
+    raw_pika,
+    report,
+    scale,
+    store_figures,
+    suites,
+)
+from trilogue.bench.figures import SIDE
+from trilogue.bench.measured import Measured, Stretch, check_stored, weakest
+from trilogue.bench.place import Place, place
+from trilogue.bench.suites import Figure, Side
 from trilogue.cli.main import main
 from trilogue.errors import BadOption, Unavailable, Unsupported
 
 SCALE = 0.000_01
 EVENTS = 128
+SQLITE = "sqlite:///bench.db"
+SCHEMES = ("sqlite", "postgresql", "amqp", "kafka")
 STORE = ["save_one", "save_100", "save_64_tasks", "rehydrate", "project"]
 SIDES = ["trilogue", "raw apsw", "eventsourcing"]
 FULL = {"synchronous": 2, "journal_mode": "wal", "sqlite": "3.54.1", "wal_autocheckpoint": 4000}
+FIGURES = [(scheme, figure.name) for scheme in SCHEMES for figure in suites.suite(scheme)]
 
 
-@pytest.mark.parametrize("row", report.rows(SCALE), ids=lambda row: row.name)
-def test_every_figure_is_measured(row: Row, tmp_path: Path) -> None:
-    [found] = report.run(only=[row.name], rounds=1, scale=SCALE, folder=tmp_path)
-    assert found.name == row.name
-    rates = [found.rate, found.limit, found.ratio, *([found.peer, found.peer_ratio] if row.peer else [])]
-    assert all(rate is not None and math.isfinite(rate) and rate > 0 for rate in rates)
-    assert found.peer_name == (None if row.peer is None else "eventsourcing" if row.name in STORE else "huey")
+@contextmanager
+def server(scheme: str) -> Iterator[str]:
+    """A URL of this kind where nothing else is; at the end nothing may be left there."""
+    if scheme == "postgresql":
+        with services.postgresql_database() as url:
+            yield url
+            with psycopg.connect(url) as connection:
+                left = connection.execute("select nspname from pg_namespace where nspname like 'bench%'").fetchall()
+    elif scheme == "amqp":
+        with services.rabbitmq_vhost() as url:
+            yield url
+            vhost = url.rpartition("/")[2]
+            found = [
+                *services.rabbitmq_api("GET", f"/api/queues/{vhost}"),
+                *services.rabbitmq_api("GET", f"/api/exchanges/{vhost}"),
+            ]
+            left = [one["name"] for one in found if one["name"] and not one["name"].startswith("amq.")]
+    elif scheme == "kafka":
+        with services.kafka_prefix() as url:
+            yield url
+            admin = AdminClient({"bootstrap.servers": url.partition("://")[2].partition("?")[0]})
+            prefix = url.partition("prefix=")[2]
+            left = [topic for topic in admin.list_topics(timeout=30).topics if topic.startswith(prefix)]
+    else:
+        yield SQLITE
+        left = []
+    assert left == []
+
+
+@pytest.mark.parametrize(("scheme", "name"), FIGURES)
+def test_every_figure_is_measured(scheme: str, name: str, tmp_path: Path) -> None:
+    [figure] = [figure for figure in suites.suite(scheme) if figure.name == name]
+    with server(scheme) as url:
+        found = [one for one in report.run(url, only=[name], rounds=1, scale=SCALE, folder=tmp_path) if one.name == name]
+    [result] = found
+    assert result.what
+    assert [(side.name, side.aim) for side in result.beside] == [(side.name, side.aim) for side in figure.beside]
+    values = [result.value, *(value for side in result.beside for value in (side.value, side.ratio))]
+    assert all(math.isfinite(value) and value > 0 for value in values)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_only_takes_a_side_or_the_beginning_of_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(report, "_measure", lambda row, folder, rounds: row)
+    monkeypatch.setattr(report, "result", lambda figure, found: figure)
+    monkeypatch.setattr(report, "suite", lambda scheme, scale: [untimed(figure) for figure in suites.suite(scheme)])
 
     def names(*only: str) -> list[str]:
-        return [row.name for row in report.run(only=only)]
+        return [figure.name for figure in report.run(only=only, rounds=1)]
 
     assert names("store") == STORE
     assert names("save_") == STORE[:3]
@@ -49,16 +105,69 @@ def test_only_takes_a_side_or_the_beginning_of_a_name(monkeypatch: pytest.Monkey
     assert names("none") == []
 
 
+def untimed(figure: Figure) -> Figure:
+    """The figure, of sides that do nothing."""
+    ours, *beside = (replace(side, measure=lambda at, events: Measured(1.0)) for side in (figure.ours, *figure.beside))
+    return replace(figure, ours=ours, beside=tuple(beside))
+
+
+def test_the_aims_are_those_we_gave_ourselves() -> None:
+    def aims(scheme: str) -> dict[str, list[tuple[str, float]]]:
+        sides = {figure.name: [figure.ours, *figure.beside] for figure in suites.suite(scheme)}
+        found = {name: [(side.name, side.aim) for side in every if side.aim] for name, every in sides.items()}
+        return {name: every for name, every in found.items() if every}
+
+    assert aims("sqlite") == {}
+    assert aims("amqp") == {
+        "publish_64": [("FastStream", 4)],
+        "publish_many": [("raw pika", 0.9), ("FastStream", 4)],
+        "consume_ordered": [("FastStream", 7)],
+        "consume_emit": [("FastStream", 3)],
+    }
+    assert aims("kafka") == {
+        "publish_64": [("FastStream", 2.5)],
+        "publish_many": [("FastStream", 2.5)],
+        "consume_ordered": [("FastStream", 20), ("FastStream, batches of 500", 1.2)],
+        "consume_emit": [("FastStream", 10)],
+    }
+    assert aims("postgresql") == {
+        "publish_many": [("raw psycopg", 0.5)],
+        "consume_ordered": [("trilogue", 30_000)],
+        "save_one": [("eventsourcing", 1.4)],
+        "save_64_tasks": [("eventsourcing", 15)],
+    }
+
+
+def test_an_aim_is_met_by_the_median_of_the_rounds_own_ratios() -> None:
+    ours, theirs = side(SIDE, aim=20.0), side("peer", aim=2.0)
+    figure = Figure("publish_one", "queue", "events/s", ours, (theirs,))
+
+    def result(*rounds: tuple[float, float]) -> report.Result:
+        return report.result(figure, {ours: [Measured(a) for a, _ in rounds], theirs: [Measured(b) for _, b in rounds]})
+
+    found = result((10, 1), (20, 10), (90, 100))
+    assert (found.value, found.aim, found.met) == (20, 20, True)
+    [beside] = found.beside
+    assert (beside.value, beside.ratio, beside.aim, beside.met) == (10, 2, 2, True)
+    missed = result((19, 10))
+    assert (missed.met, missed.beside[0].met) == (False, False)
+
+
+def side(name: str, aim: float | None = None) -> Side:
+    """One that is never measured."""
+    return Side(name, "", lambda at, events: Measured(1.0), EVENTS, aim)
+
+
 # ── like with like ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_all_sides_wait_for_the_disk_alike(tmp_path: Path) -> None:
     for found in report.run(only=["store"], rounds=1, scale=SCALE, folder=tmp_path):
-        assert list(found.pragmas) == SIDES
-        for side, pragmas in found.pragmas.items():
-            assert pragmas["synchronous"] == 2, side
-            assert pragmas["journal_mode"] == "wal", side
-            assert pragmas["wal_autocheckpoint"] == 4_000, side
+        assert list(found.durability) == SIDES
+        for name, durability in found.durability.items():
+            assert durability["synchronous"] == 2, name
+            assert durability["journal_mode"] == "wal", name
+            assert durability["wal_autocheckpoint"] == 4_000, name
 
 
 def test_a_peer_that_would_not_wait_for_the_disk_is_told_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,39 +179,64 @@ def test_a_peer_that_would_not_wait_for_the_disk_is_told_to(tmp_path: Path, monk
         return connection
 
     monkeypatch.setattr(SQLiteConnectionPool, "_create_connection", careless)
-    for measure in (store_peers.save_one, store_peers._save_in_threads, store_peers.project):
-        pragmas = measure(tmp_path, EVENTS).pragmas
-        assert pragmas is not None
-        assert (pragmas["synchronous_by_default"], pragmas["synchronous"]) == (1, 2)
+    for measure in (eventsourcing_sqlite.save_one, eventsourcing_sqlite._save_in_threads, eventsourcing_sqlite.project):
+        with place(SQLITE, None, tmp_path) as at:
+            durability = measure(at, EVENTS).durability
+        assert durability is not None
+        assert (durability["synchronous_by_default"], durability["synchronous"]) == (1, 2)
 
 
-@pytest.mark.parametrize(("pragma", "other"), [("synchronous", 1), ("journal_mode", "delete")])
-def test_sides_of_different_durability_are_not_compared(pragma: str, other: str | int, tmp_path: Path) -> None:
-    row = Row("save_one", lambda _: Measured(1.0, FULL), lambda _: Measured(1.0, {**FULL, pragma: other}), None, "store")
-    with pytest.raises(BadOption, match=f"save_one: {pragma} is .*'raw apsw': {other!r}"):
-        report._measure(row, tmp_path, 1)
+@pytest.mark.parametrize(
+    ("what", "other"), [("synchronous", 1), ("journal_mode", "delete"), ("synchronous_commit", "off"), ("delivery_mode", 1)]
+)
+def test_sides_of_different_durability_are_not_compared(what: str, other: str | int) -> None:
+    ours, theirs = side(SIDE), side("raw apsw")
+    alike = {**FULL, "synchronous_commit": "on", "delivery_mode": 2}
+    found = {ours: [Measured(1.0, alike)], theirs: [Measured(1.0, {**alike, what: other})]}
+    with pytest.raises(BadOption, match=f"save_one: {what} is .*'raw apsw': {other!r}"):
+        report.result(Figure("save_one", "store", "events/s", ours, (theirs,)), found)
 
 
-def test_the_weakest_connection_of_all_rounds_counts(tmp_path: Path) -> None:
-    rounds = iter([FULL, {**FULL, "synchronous": 1}, FULL])
-    row = Row("save_one", lambda _: Measured(1.0, FULL), lambda _: Measured(1.0, next(rounds)), None, "store")
+def test_the_weakest_connection_of_all_rounds_counts() -> None:
+    ours, theirs = side(SIDE), side("raw apsw")
+    rounds = [Measured(1.0, FULL), Measured(1.0, {**FULL, "synchronous": 1}), Measured(1.0, FULL)]
     with pytest.raises(BadOption, match="synchronous"):
-        report._measure(row, tmp_path, 3)
+        report.result(Figure("save_one", "store", "events/s", ours, (theirs,)), {ours: [Measured(1.0, FULL)] * 3, theirs: rounds})
     assert weakest([FULL, {**FULL, "synchronous": 0}])["synchronous"] == 0
 
 
+def test_a_side_that_did_less_has_no_figure() -> None:
+    stretch = Stretch(3)
+    assert [stretch.passed(), stretch.passed()] == [False, False]
+    with pytest.raises(Unavailable, match="2 where 3"):
+        stretch.rate("a peer")
+    with pytest.raises(Unavailable, match="a peer stored 4 where 3"):
+        check_stored("a peer", 4, 3)
+    with services.rabbitmq_vhost() as url, place(url, None, None) as at:
+        raw_pika.declare(at)
+        raw_pika.fill(at, 3)
+        with pytest.raises(Unavailable, match="3 where 2"):
+            raw_pika.durability(at, raw_pika.queue_of(at, raw_pika.WATCHED), 2)
+    with services.kafka_prefix() as url, place(url, None, None) as at:
+        raw_kafka.declare(at)
+        raw_kafka.fill(at, 3)
+        with pytest.raises(Unavailable, match="3 where 4"):
+            raw_kafka.stored(at, raw_kafka.events_topic(at), 4)
+
+
 def test_every_side_stores_the_same_events(tmp_path: Path) -> None:
-    asyncio.run(store_figures.save_100(tmp_path, 200))
-    store_limits.save_100(tmp_path, 200)
-    store_peers.save_100(tmp_path, 200)
-    expected = [(cents, store_figures.TEXT) for _ in range(2) for cents in range(100)]
-    found = {path.name.split("-")[0]: _deposits(path)[-200:] for path in tmp_path.glob("*.db")}
-    assert found == dict.fromkeys(["trilogue", "raw", "eventsourcing"], expected)
+    with place(SQLITE, None, tmp_path) as at:
+        asyncio.run(store_figures.save_100(at, 200))
+        raw_apsw_store.save_100(at, 200)
+        eventsourcing_sqlite.save_100(at, 200)
+        expected = [(cents, store_figures.TEXT) for _ in range(2) for cents in range(100)]
+        found = {path.name.split("-")[0]: _deposits(path)[-200:] for path in at.folder.glob("*.db") if "keys" not in path.name}
+    assert found == dict.fromkeys(["trilogue.db", "raw", "eventsourcing"], expected)
 
 
 def _deposits(path: Path) -> list[tuple[int, str]]:
     queries = {
-        "trilogue": "select data from trilogue_records where stream = 'account-1' order by version",
+        "trilogue.db": "select data from trilogue_records where stream = 'account-1' order by version",
         "raw": "select data from events where stream = 'account-1' order by version",
         "eventsourcing": "select state from stored_events where topic like '%Deposited' order by originator_version",
     }
@@ -111,24 +245,67 @@ def _deposits(path: Path) -> list[tuple[int, str]]:
     return [(event["cents"], event["text"]) for event in events]
 
 
-def test_a_side_that_did_not_do_its_work_has_no_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_limits, "_save", lambda connection, rows: None)
-    with pytest.raises(Unavailable, match="raw apsw stored 0 where 192 were expected"):
-        store_limits.save_one(tmp_path, EVENTS)
+def test_raw_pika_and_faststream_leave_the_same_messages() -> None:
+    def bodies(at: Place) -> list[dict[str, Any]]:
+        with raw_pika.channel_of(at) as channel:
+            got = (channel.basic_get(raw_pika.queue_of(at, raw_pika.WATCHED)) for _ in range(5))
+            return [persistent(properties, body) for _, properties, body in got]
+
+    def persistent(properties: pika.BasicProperties, body: bytes) -> dict[str, Any]:
+        assert properties.delivery_mode == 2
+        found: dict[str, Any] = json.loads(body)
+        return found
+
+    with services.rabbitmq_vhost() as url:
+        with place(url, None, None) as at:
+            raw_pika.publish_one(at, 5)
+            raw = bodies(at)
+        with place(url, None, None) as at:
+            faststream_rabbit.publish_one(at, 5)
+            assert bodies(at) == raw
+
+
+def test_raw_kafka_and_faststream_put_the_same_keys_into_the_same_partitions() -> None:
+    def partitions(at: Place) -> set[tuple[bytes, int]]:
+        found: set[tuple[bytes, int]] = set()
+        with raw_kafka._consumer(at, raw_kafka.events_topic(at)) as consumer:
+            for _ in range(40):
+                while (message := consumer.poll(1)) is None:
+                    pass
+                found.add((message.key() or b"", message.partition() or 0))
+        return found
+
+    with services.kafka_prefix() as url:
+        with place(url, None, None) as at:
+            raw_kafka.publish_many(at, 40)
+            raw = partitions(at)
+        with place(url, None, None) as at:
+            faststream_kafka.publish_many(at, 40)
+            assert partitions(at) == raw
 
 
 def test_the_peer_saves_in_the_way_that_is_faster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for way, rates in {"one after the other": (2.0, 1.0), "64 threads": (1.0, 2.0)}.items():
-        monkeypatch.setattr(store_peers, "_save_in_turn", lambda *_, rate=rates[0]: Measured(rate, way="one after the other"))
-        monkeypatch.setattr(store_peers, "_save_in_threads", lambda *_, rate=rates[1]: Measured(rate, way="64 threads"))
-        assert store_peers.save_64_tasks(tmp_path, EVENTS).way == way
+        in_turn, threads = Measured(rates[0], way="one after the other"), Measured(rates[1], way="64 threads")
+        monkeypatch.setattr(eventsourcing_sqlite, "_save_in_turn", lambda *_, in_turn=in_turn: in_turn)
+        monkeypatch.setattr(eventsourcing_sqlite, "_save_in_threads", lambda *_, threads=threads: threads)
+        with place(SQLITE, None, tmp_path) as at:
+            assert eventsourcing_sqlite.save_64_tasks(at, EVENTS).way == way
 
 
-def test_a_peer_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "trilogue.bench.store_peers", None)
-    monkeypatch.delattr("trilogue.bench.store_peers")
-    with pytest.raises(Unsupported, match=r"pip install 'trilogue\[bench\]'"):
-        list(report.run(only=["save_one"], rounds=1, scale=SCALE, folder=tmp_path))
+@pytest.mark.parametrize(
+    ("scheme", "module"), [("sqlite", "huey_sqlite"), ("amqp", "faststream_rabbit"), ("postgresql", "raw_psycopg")]
+)
+def test_what_is_not_installed_is_named(scheme: str, module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, f"trilogue.bench.{module}", None)
+    with pytest.raises(Unsupported, match=r"pip install 'trilogue\[all,bench\]'"):
+        suites.suite(scheme)
+
+
+def test_a_url_without_figures_is_refused_without_its_password() -> None:
+    with pytest.raises(BadOption, match=r"there are figures for sqlite://, postgresql://, amqp://, kafka://") as refused:
+        list(report.run("redis://user:secret@host"))
+    assert "secret" not in str(refused.value)
 
 
 # ── the log grows ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -155,42 +332,66 @@ def test_a_growing_log_is_measured_at_each_size(tmp_path: Path, monkeypatch: pyt
 def results(monkeypatch: pytest.MonkeyPatch) -> None:
     """A store figure and a queue figure, as if they had been measured."""
     theirs = {**FULL, "sqlite": "3.40.1", "synchronous_by_default": 1}
-    pragmas = {"trilogue": FULL, "raw apsw": FULL, "eventsourcing": theirs}
+    durability = {"trilogue": FULL, "raw apsw": FULL, "eventsourcing": theirs}
+    raw = report.Compared("raw apsw", "One by one.", 3_000.0, 10.0, None, None, None)
+    peer = report.Compared("eventsourcing", "Threads.", 2_000.0, 15.0, 16.0, False, "64 threads")
+    limit = report.Compared("raw apsw", "Commit and read.", 350.0, 2.0, None, None, None)
     found = [
-        report.Result("save_64_tasks", 30_000.0, 3_000.0, 10.0, 2_000.0, 15.0, "eventsourcing", "64 threads", pragmas),
-        report.Result("latency_p50_us", 700.0, 350.0, 2.0, None, None, None, None, {}),
+        report.Result("save_64_tasks", "64 tasks.", "events/s", 30_000.0, 20_000.0, True, (raw, peer), durability),
+        report.Result("latency_p50_us", "Seconds.", "µs", 700.0, None, None, (limit,), {}),
     ]
 
-    def measured(**_: object) -> Iterator[report.Result]:
+    def measured(*_: object, **__: object) -> Iterator[report.Result]:
         return iter(found)
 
     monkeypatch.setattr(report, "run", measured)
 
 
 @pytest.mark.usefixtures("results")
-def test_the_table_names_the_peer_and_both_sides_durability(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_has_a_line_for_each_side_and_says_what_of_its_durability(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench"]) == 0
-    table = capsys.readouterr().out
-    lines = table.splitlines()
-    assert "eventsourcing (64 threads)" in lines[1]
-    assert lines[2].split() == ["latency_p50_us", "700", "350", "2.00", "-", "-", "-"]
-    ours = "trilogue: synchronous=2 (FULL), journal_mode=wal, sqlite=3.54.1, wal_autocheckpoint=4000"
-    assert ours in lines
-    assert [line.partition(":")[0] for line in lines[3:]] == SIDES
-    assert lines[-1].endswith("synchronous_by_default=1 (NORMAL)")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].split() == ["save_64_tasks", "30,000", "raw", "apsw", "3,000", "10.00", "-", "-"]
+    assert lines[2].split() == ["eventsourcing", "(64", "threads)", "2,000", "15.00", "16.00", "no"]
+    assert lines[3].split() == ["-", "-", "-", "20,000", "yes"]
+    assert lines[4].split() == ["latency_p50_us", "700", "raw", "apsw", "350", "2.00", "-", "-"]
+    assert "trilogue: synchronous=2 (FULL), journal_mode=wal, sqlite=3.54.1, wal_autocheckpoint=4000" in lines
+    assert [line.partition(":")[0] for line in lines[5:8]] == SIDES
+    assert lines[7].endswith("synchronous_by_default=1 (NORMAL)")
+    assert "python 3." in lines[8]
 
 
 @pytest.mark.usefixtures("results")
-def test_the_json_has_the_same(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["bench", "--only", "store", "--json"]) == 0
-    store, latency = json.loads(capsys.readouterr().out)
-    assert store["peer_name"] == "eventsourcing"
-    assert store["peer_way"] == "64 threads"
-    assert {side: pragmas["synchronous"] for side, pragmas in store["pragmas"].items()} == dict.fromkeys(SIDES, 2)
-    assert (latency["name"], latency["rate"], latency["peer"], latency["pragmas"]) == ("latency_p50_us", 700.0, None, {})
+def test_the_json_has_the_same_and_what_it_was_measured_with(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "--only", "store", "--rounds", "5", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    store, latency = document["figures"]
+    assert (store["unit"], store["value"], store["aim"], store["met"]) == ("events/s", 30_000.0, 20_000.0, True)
+    peer = store["beside"][1]
+    assert (peer["name"], peer["ratio"], peer["met"], peer["way"]) == ("eventsourcing", 15.0, False, "64 threads")
+    assert {name: said["synchronous"] for name, said in store["durability"].items()} == dict.fromkeys(SIDES, 2)
+    assert (latency["name"], latency["value"], latency["durability"]) == ("latency_p50_us", 700.0, {})
+    assert (document["environment"]["url"], document["environment"]["rounds"]) == (SQLITE, 5)
+    assert {"python", "cpu", "cores", "apsw", "huey"} <= document["environment"].keys()
+
+
+@pytest.mark.parametrize(
+    ("scheme", "server_version"), [("postgresql", "postgresql"), ("amqp", "rabbitmq"), ("kafka", "kafka_brokers")]
+)
+def test_the_environment_has_the_servers_version_and_no_password(scheme: str, server_version: str) -> None:
+    with server(scheme) as url:
+        around = environment.around(url, None, rounds=1, scale=1)
+    assert around[server_version]
+    assert "not installed" not in around.values()
+    assert url.rpartition("@")[0].rpartition(":")[2] not in str(around) or scheme == "kafka"
 
 
 def test_a_figure_that_is_not_there_is_refused_with_those_that_are(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "--only", "nothing"]) == 2
     said = capsys.readouterr().err
     assert all(name in said for name in [*STORE, "publish_one", "latency_p99_us", "store"])
+
+
+def test_growth_is_measured_on_a_file_only(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "--full", "--url", "kafka://127.0.0.1:1"]) == 2
+    assert "--full" in capsys.readouterr().err

@@ -236,8 +236,7 @@ def _show(tx: Transaction, name: str, build: Build, before: Sequence[Build]) -> 
     for table in {table for each in before for table in each.tables} - build.tables.keys():
         tx.execute(f"drop view if exists {table}")
     for table in build.tables:
-        there = tx.execute("select type from sqlite_master where name = ? and type in ('table', 'view')", (table,))
-        if there == [("table",)]:
+        if tx.kind_of(table) == "table":
             raise BadOption(f"projection {name!r} cannot show {table!r}: there is a table of that name; rename one of them")
         tx.execute(f"drop view if exists {table}")
         tx.execute(_view(table, build))
@@ -423,7 +422,7 @@ def forget(tx: Transaction, name: str) -> None:
         tx.drop_group(group)
     for build in _all(row):
         for table in build.tables:
-            if tx.execute("select 1 from sqlite_master where type = 'view' and sql = ?", (_view(table, build),)):
+            if tx.shows(table, physical(table, build.build)):
                 tx.execute(f"drop view {table}")
         _drop_tables(tx, build)
     tx.clear_states(skip_owner(name))

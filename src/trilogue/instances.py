@@ -136,14 +136,14 @@ def _refuse_renamed(tx: Transaction, wiring: Wiring, known: "_Registered") -> No
         )
 
 
-_OLDER = """
-select id from trilogue_state where owner = ? and json_extract(cast(body as text), '$.started_us') <= ? limit 1"""
+_PAGE = "select id, body from trilogue_state where owner = ? and id > ? order by id limit 1000"
 
 
 def _reset(wiring: Wiring, tx: Transaction) -> None:
     """Before a replay in place: all instances go, because the log makes them anew, if it still can."""
     position, recorded_us = tx.removed()  # not the oldest that is left: records of streams stay when all around them goes
-    for (id,) in tx.execute(_OLDER, (wiring.owner, recorded_us)):
+    id = _begun_before(tx, wiring.owner, recorded_us)
+    if id is not None:
         raise Unsupported(
             f"{wiring.name} {id} began before position {position + 1}, and records below it were removed from the log: a replay "
             "would lose it; wait until it has ended"

@@ -171,6 +171,18 @@ class Transaction(Db, Protocol):
         """Forget that a group gave up on a record; a parked key goes on with what follows."""
         ...
 
+    def kind_of(self, table: str) -> str | None:
+        """"table" or "view", None if there is nothing of that name."""
+        ...
+
+    def shows(self, view: str, table: str) -> bool:
+        """Whether there is a view of that name that shows a table."""
+        ...
+
+    def columns(self, table: str) -> list[str]:
+        """The names of a table's columns, in order."""
+        ...
+
     def removed(self) -> tuple[int, int]:
         """Position and recorded time of the newest record that trim() has removed; (0, 0) if none was.
 
@@ -453,7 +465,7 @@ class LaneStatus:
 class Progress:
     """A group's place in one lane, to be kept in a store's transaction together with effects.
 
-    lane: topic and partition as text. next: below it everything is finished. finished: what is finished from there on.
+    lane: topic and partition as text, "video-events[0]". next: below it everything is finished. finished: what is finished from there on.
     """
 
     lane: str

@@ -220,15 +220,15 @@ async def compare(store: Store, name: str, *, sample: int = SAMPLE_ROWS) -> list
 
 async def _compared(store: Store, live: Build, coming: Build, table: str, sample: int) -> Comparison:
     ours, theirs = physical(table, live.build), physical(table, coming.build)
-    known = {column for (column,) in await store.query(f"select name from pragma_table_info('{theirs}')")}
-    columns = [column for (column,) in await store.query(f"select name from pragma_table_info('{ours}')") if column in known]
+    mine, known = await store.transact(lambda tx: (tx.columns(ours), tx.columns(theirs)), rows=1)
+    columns = [column for column in mine if column in known]
     both = ", ".join(f'"{column}"' for column in columns) or "null"
     parts = f"with l as (select {both} from {ours}), n as (select {both} from {theirs}) "
     # One statement each, so that both tables are seen at the same moment.
     [counts] = await store.query(
         f"{parts} select (select count(*) from l), (select count(*) from n), "
-        "(select count(*) from (select * from l except select * from n)), "
-        "(select count(*) from (select * from n except select * from l))"
+        "(select count(*) from (select * from l except select * from n) gone), "
+        "(select count(*) from (select * from n except select * from l) new)"
     )
     rows = [("live", row) for row in await store.query(f"{parts} select * from l except select * from n limit ?", (sample,))]
     rows += [("next", row) for row in await store.query(f"{parts} select * from n except select * from l limit ?", (sample,))]

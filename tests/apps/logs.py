@@ -3,16 +3,13 @@
 with log("kafka + postgresql", folder) as wanted: …    Wanted("kafka://…?prefix=t1f2e-", "postgresql://…/t3d4c")
 """
 
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from trilogue.apps.place import Wanted
-
-sys.path.append(str(Path(__file__).parents[1]))
-
 from services import kafka_prefix, postgresql_database, rabbitmq_vhost
+
+from trilogue.apps.place import Wanted
 
 STORES = ("memory", "sqlite", "postgresql")
 PAIRS = ("amqp + sqlite", "amqp + postgresql", "kafka + sqlite", "kafka + postgresql")

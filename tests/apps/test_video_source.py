@@ -119,6 +119,7 @@ def test_bad_rows_are_written_down_and_the_rest_goes_on(tmp_path: Path, line: by
         ('{"user": "u", "video": "v"}', "time is missing"),
         ('{"user": null, "video": "v", "time": 1}', "user is missing"),
         ('{"user": true, "video": "v", "time": 1}', "user True is not a text"),
+        ('{"user": "u\\u0000", "video": "v", "time": 1}', "user has a zero character in it, which not every database can store"),
         ('{"user": "u", "video": ["v"], "time": 1}', "video ['v'] is not a text"),
         ('{"user": "u", "video": "v", "time": {}}', "time {} is unreadable"),
         (

@@ -14,6 +14,7 @@ FOLDER/place.json: {"url": …, "store": …, "start": "now", "rate": EVENTS_A_S
 """
 
 import asyncio
+import itertools
 import json
 import logging
 import random
@@ -27,6 +28,7 @@ from typing import Any
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "processes"))
 
+from checker import rows
 from history import History
 
 from trilogue import App, Context, Db, Receipt, Retry, TimedOut, derived_id, event
@@ -192,14 +194,12 @@ def _word(outcome: Receipt | LogError) -> str:
 
 
 def _stored(folder: Path) -> dict[str, int]:
-    """By key, the last step that an earlier life of a publisher knows to be stored."""
-    known: dict[str, int] = {}
-    for path in folder.glob("publish-*.jsonl"):
-        for line in path.read_text().splitlines():
-            row = json.loads(line) if line.endswith("}") else {"outcome": "cut off"}
-            if row["outcome"] == "stored":
-                known[row["key"]] = max(known.get(row["key"], -1), row["to"])
-    return known
+    """By key, up to where all steps are known to be stored by an earlier life of a publisher."""
+    there: dict[str, set[int]] = {}
+    for row in (row for path in folder.glob("publish-*.jsonl") for row in rows(path)):
+        if row["outcome"] == "stored":
+            there.setdefault(row["key"], set()).update(range(row["from"], row["to"] + 1))
+    return {key: next(n for n in itertools.count() if n not in steps) - 1 for key, steps in there.items()}
 
 
 async def work(folder: Path, place: dict[str, Any], number: str) -> None:

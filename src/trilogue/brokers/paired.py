@@ -170,6 +170,8 @@ class Paired:
         """With a stream: onto the store's log, relayed from there. Without: onto the broker; offsets, or 0 if there are none."""
         if expected is not None:
             return await self.store.append(envelopes, expected=expected)
+        for envelope in envelopes:
+            check_envelope(envelope, self.store.payload_bytes)  # before anything is sent: what is sent cannot be taken back
         positions = []
         for outcome in await self.publish(envelopes):
             if not isinstance(outcome, Receipt):

@@ -435,8 +435,8 @@ def deliveries_of(answer: Answer) -> Sequence[Delivery]:
 
 
 def lane_of(record: Record) -> str:
-    """The lane a record came from, as text."""
-    return "" if record.topic is None else f"{record.topic}/{record.partition}"
+    """The lane a record came from, as Progress and LaneStatus name it."""
+    return "" if record.topic is None else f"{record.topic}[{record.partition}]"
 
 
 def _refused(delivery: Delivery, outcomes: Sequence[Outcome]) -> Settlement:

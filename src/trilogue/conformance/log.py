@@ -24,7 +24,7 @@ from trilogue.conformance.tools import (
     until,
 )
 from trilogue.errors import Conflict, LogError, Rejected, TrilogueError, UnknownEvent
-from trilogue.events import Envelope, now_us
+from trilogue.events import Envelope, Receipt, now_us
 from trilogue.ports import ANY_VERSION, Feature, Query, Store
 
 READERS = group()
@@ -118,19 +118,40 @@ async def promise_other_content_is_a_conflict(make_store: MakeStore) -> None:
         await none_left(store, "readers", "after the neighbours")
 
 
-@promise()
-async def promise_rejected_alone(make_store: MakeStore) -> None:
-    """What cannot be stored is Rejected alone, and certainly not stored; others of the same moment are."""
-    bad = [
+def _bad() -> list[Envelope]:
+    return [
         Envelope("", "thing.made", b"1"),
         Envelope("x" * 256, "thing.made", b"1"),
         envelope(1, "k" * 513),
         envelope(1, "no utf-8 \udcff"),
         envelope(1, id="no utf-8 \udcff"),
         Envelope("source", "thing.made", b"1", source="no utf-8 \udcff"),
+        Envelope("large", "thing.made", b"1" * (2 << 20)),
     ]
+
+
+@promise()
+async def promise_rejected_is_not_stored(make_store: MakeStore) -> None:
+    """What cannot be stored is Rejected and never handled; what comes with it is, and its receipt says how safely."""
     async with Bench(make_store) as bench:
         store = await bench.open(any_group(make_store))
+        publishes = [store.publish([each]) for each in (envelope(1), *_bad(), envelope(2))]
+        results = await asyncio.gather(*publishes, return_exceptions=True)
+        for result in results[1:-1]:
+            error = result if isinstance(result, BaseException) else result[0]
+            expect(isinstance(error, Rejected) and error.stored is False, f"it is Rejected, got {error!r}")
+        stored = [result[0] for result in (results[0], results[-1]) if not isinstance(result, BaseException)]
+        expect(all(isinstance(each, Receipt) and each.durability == store.durability for each in stored), f"receipts: {stored}")
+        same(sorted(numbers(await drain(store, "readers", 2))), [1, 2], "what is handled")
+        await none_left(store, "readers", "after the good ones")
+
+
+@promise(Feature.HISTORY)
+async def promise_rejected_alone(make_store: MakeStore) -> None:
+    """What cannot be stored is Rejected alone, and nothing of its append is stored; others of the same moment are."""
+    bad = _bad()
+    async with Bench(make_store) as bench:
+        store = await bench.open(READERS)
         appends = [store.append([envelope(10), each]) for each in bad]
         results = await asyncio.gather(*appends, store.append([envelope(2)]), return_exceptions=True)
         for sent, result in zip(bad, results, strict=False):

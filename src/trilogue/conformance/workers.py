@@ -7,6 +7,7 @@ from trilogue.conformance.tools import (
     Bench,
     MakeStore,
     answer,
+    any_group,
     drain,
     effect,
     envelope,
@@ -33,7 +34,53 @@ async def _takes_over(store: Store, name: str, count: int) -> list[Delivery]:
     return await take(store, name, count)
 
 
-@promise(Feature.PERSISTENT, Feature.SHARED)
+@promise(Feature.SHARED)
+async def promise_a_successor_goes_on(make_store: MakeStore) -> None:
+    """After an orderly close another process handles exactly what was left, what had been out among it; none of it is charged."""
+    async with Bench(make_store) as bench:
+        readers = any_group(make_store)
+        store = await bench.open(readers)
+        await store.append([envelope(n, f"k{n % 7}") for n in range(30)])
+        out = await take(store, "readers", 12)
+        await answer(store, out[:5])
+        done = numbers(out[:5])
+        await bench.close(store)
+        other = await bench.open(readers)
+        rest = await drain(other, "readers", 25)
+        same(sorted(numbers(rest)), [n for n in range(30) if n not in done], "what the other process handles")
+        await none_left(other, "readers", "after all of it")
+        await until(lambda: is_idle(other, "readers"), "everything is finished")
+        if readers.ordered:
+            same({delivery.attempt for delivery in rest}, {1}, "attempts")
+            for key in range(7):
+                of_key = [number(delivery) for delivery in rest if number(delivery) % 7 == key]
+                same(of_key, sorted(of_key), f"order of key k{key}")
+
+
+@promise(Feature.SHARED)
+async def promise_two_processes_share(make_store: MakeStore) -> None:
+    """Two processes work for a group at once: every record is handled, in order per key where it is kept, none by both."""
+    async with Bench(make_store) as bench:
+        readers = any_group(make_store)
+        one, two = await bench.open(readers), await bench.open(readers)
+        await one.append([envelope(n, f"k{n % 20}") for n in range(200)])
+        handled: list[int] = []
+
+        async def work(store: Store) -> None:
+            while len(handled) < 200:
+                deliveries = await store.claim("readers", limit=8, wait_s=0.1)
+                await asyncio.sleep(0.002)
+                lost = await answer(store, deliveries)
+                handled.extend(numbers(delivery for delivery in deliveries if delivery not in lost))
+
+        await asyncio.wait_for(asyncio.gather(work(one), work(two)), 60)
+        same(sorted(handled), list(range(200)), "what both of them handled")
+        for key in range(20) if readers.ordered else ():
+            of_key = [n for n in handled if n % 20 == key]
+            same(of_key, sorted(of_key), f"order of key k{key}")
+
+
+@promise(Feature.PERSISTENT, Feature.SHARED, Feature.HISTORY)
 async def promise_a_crash_loses_nothing(make_store: MakeStore) -> None:
     """After a crash in the middle of a batch, exactly what was not settled comes again, within the lease, in order."""
     async with Bench(make_store) as bench:
@@ -58,7 +105,7 @@ async def promise_a_crash_loses_nothing(make_store: MakeStore) -> None:
         await until(lambda: is_idle(other, "readers"), "everything is finished")
 
 
-@promise(Feature.SHARED, Feature.EFFECTS)
+@promise(Feature.SHARED, Feature.EFFECTS, Feature.HISTORY)
 async def promise_zombies_have_no_effect(make_store: MakeStore) -> None:
     """A worker that settles after its lease was taken changes nothing: no effect, no emit, no dead letter, no cursor."""
     async with Bench(make_store) as bench:
@@ -89,7 +136,7 @@ async def promise_zombies_have_no_effect(make_store: MakeStore) -> None:
         await none_left(other, "readers", "and nothing the zombie emitted")
 
 
-@promise(Feature.SHARED, Feature.ORDER)
+@promise(Feature.SHARED, Feature.ORDER, Feature.HISTORY)
 async def promise_slots_move_in_order(make_store: MakeStore) -> None:
     """A second worker gets its share; a key moves only when nothing of it is out, and goes on in order."""
     keys, rounds = 40, 10
@@ -122,7 +169,7 @@ async def promise_slots_move_in_order(make_store: MakeStore) -> None:
         expect(bool(by_two), "the second worker got a share")
 
 
-@promise(Feature.SHARED, Feature.ORDER)
+@promise(Feature.SHARED, Feature.ORDER, Feature.HISTORY)
 async def promise_a_short_guest_loses_nothing(make_store: MakeStore) -> None:
     """A second worker that comes and goes before it got its share leaves nothing unread."""
     async with Bench(make_store) as bench:
@@ -143,7 +190,7 @@ async def promise_a_short_guest_loses_nothing(make_store: MakeStore) -> None:
         await until(lambda: is_idle(one, "readers"), "nothing is left")
 
 
-@promise(Feature.PERSISTENT)
+@promise(Feature.PERSISTENT, Feature.ORDER, Feature.RETRY, Feature.DEAD, Feature.PAUSE)
 async def promise_restart_goes_on(make_store: MakeStore) -> None:
     """After an orderly close everything goes on at once: what was out is handed back uncharged, retries and pause remain."""
     async with Bench(make_store) as bench:
@@ -165,7 +212,7 @@ async def promise_restart_goes_on(make_store: MakeStore) -> None:
         same((status.done, status.retrying, status.dead), (4, 1, 1), "done, retrying, dead after the restart")
 
 
-@promise(Feature.PERSISTENT)
+@promise(Feature.PERSISTENT, Feature.HISTORY)
 async def promise_restart_reads_nothing_twice(make_store: MakeStore) -> None:
     """A group of a rare type does not read again, after a restart, the log it has skipped; and skipping writes little."""
     async with Bench(make_store) as bench:
@@ -183,7 +230,7 @@ async def promise_restart_reads_nothing_twice(make_store: MakeStore) -> None:
         await none_left(store, "readers", "after the restart")
 
 
-@promise(Feature.PERSISTENT, Feature.ORDER)
+@promise(Feature.PERSISTENT, Feature.ORDER, Feature.RETRY, Feature.REPLAY)
 async def promise_order_may_change(make_store: MakeStore) -> None:
     """A group that is given order, or loses it, at a restart goes on with what is held: nothing lost, nothing twice."""
     async with Bench(make_store) as bench:
@@ -201,7 +248,7 @@ async def promise_order_may_change(make_store: MakeStore) -> None:
             await bench.close(store)
 
 
-@promise(Feature.SHARED)
+@promise(Feature.SHARED, Feature.HISTORY)
 async def promise_the_other_process_is_heard(make_store: MakeStore) -> None:
     """What one process publishes, redrives, pauses or seeks, a worker in another learns of without asking."""
     async with Bench(make_store) as bench:

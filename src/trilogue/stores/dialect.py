@@ -28,11 +28,24 @@ class Sql(Protocol):
         ...
 
 
+class TransactionSql(Sql, Protocol):
+    """The cursor of a write connection."""
+
+    @property
+    def user(self) -> Sql:
+        """The same for the user's own SQL, which is bounded in time."""
+        ...
+
+    def in_transaction(self) -> bool:
+        """Whether there is a transaction, begun and not undone."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Dialect:
     """How one database says it; an empty text: it need not be said.
 
-    kind_of: a select with the kind of a table or view by its name, None if there is none. view: a select with the text of a view.
+    kind_of: a select with the kind of a table or view by its name, None if there is none. view: a select that finds a view that shows a table.
     columns: a select with the columns of a table. bytes: a select with the size of the whole log.
     append_all, emit: what append.py does, done by the server in one call.
     """
@@ -54,7 +67,7 @@ class Dialect:
 SQLITE = Dialect(
     "SQLite",
     kind_of="select type from sqlite_master where name = ? and type in ('table', 'view')",
-    view="select sql from sqlite_master where type = 'view' and name = ?",
+    view="select 1 from sqlite_master where type = 'view' and name = ? and sql like '%from ' || ?",
     columns="select name from pragma_table_info(?)",
     bytes="select page_count * page_size from pragma_page_count(), pragma_page_size()",
 )

@@ -1,7 +1,7 @@
 """What a store keeps for groups whose log is a broker: records that did not go well, places, what was seen.
 
 trilogue_groups.inbox   position last given        trilogue_held    position | key | state, due, attempt | record, record_id
-trilogue_state          "lane:GROUP"  topic/0      [epoch, next, finished]     where a group with effects is in a lane
+trilogue_state          "lane:GROUP"  topic[0]     [epoch, next, finished]     where a group with effects is in a lane
                         "seen:GROUP"  event id                                 effects that have happened, for a while
 
     fresh from the broker ──goes well──▶ acknowledged, nothing is written

@@ -70,6 +70,8 @@ class Effects:
         except BaseException as raised:
             self.deadline(None)
             error = self.translate(answerable(raised))
+            if isinstance(error, Again):
+                raise error from raised
             if not self.in_transaction():
                 self._give_up(work, error)
             sql.rows("rollback to effect")

@@ -73,6 +73,11 @@ class ApswSql:
 
     dialect = SQLITE
 
+    @property
+    def user(self) -> "ApswSql":
+        """The same for the user's own SQL."""
+        return self
+
     def __init__(self, connection: apsw.Connection) -> None:
         self.attach(connection)
 
@@ -99,6 +104,8 @@ class ApswSql:
 
 class SqliteConnection:
     """The write connection: stores.writer.Connection over apsw and the lock file."""
+
+    appends_last = False  # nobody else writes meanwhile anyway
 
     def __init__(self, path: str, *, wal_bytes: int = WAL_BYTES) -> None:
         self.path = path

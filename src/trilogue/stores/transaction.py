@@ -16,9 +16,8 @@ from trilogue.events import Envelope, Group, Record, now_us
 from trilogue.ports import ANY_VERSION, Query
 from trilogue.stores import groups, log, retention, status, timers
 from trilogue.stores.append import Append, append_all, check_envelope, check_stream
-from trilogue.stores.sqlite import ApswSql
+from trilogue.stores.dialect import Sql, TransactionSql
 from trilogue.stores.userdb import UserDb
-from trilogue.stores.dialect import Sql
 from trilogue.stores.writer import Again, answerable
 
 T = TypeVar("T")
@@ -33,16 +32,17 @@ _GONE = (
 class _Inside:
     """Sql that runs inside a transaction or not at all."""
 
-    def __init__(self, sql: ApswSql) -> None:
-        self._sql = sql
+    def __init__(self, sql: Sql, in_transaction: Callable[[], bool]) -> None:
+        self._sql, self._in_transaction = sql, in_transaction
+        self.dialect = sql.dialect
 
     def rows(self, sql: str, values: Any = ()) -> list[Any]:
-        if not self._sql.in_transaction():
+        if not self._in_transaction():
             raise TimedOut(_GONE)
         return self._sql.rows(sql, values)
 
     def many(self, sql: str, values: Any) -> int:
-        if not self._sql.in_transaction():
+        if not self._in_transaction():
             raise TimedOut(_GONE)
         return self._sql.many(sql, values)
 
@@ -54,8 +54,11 @@ class SqlTransaction(UserDb):
     scheduled: told the due time of a new timer.
     """
 
-    def __init__(self, sql: ApswSql, types: log.Types, payload_bytes: int, scheduled: Callable[[int], None]) -> None:
-        super().__init__(_Inside(sql))
+    def __init__(
+        self, sql: TransactionSql, types: log.Types, payload_bytes: int, scheduled: Callable[[int], None]
+    ) -> None:
+        super().__init__(_Inside(sql.user, sql.in_transaction))
+        self._sql = _Inside(sql, sql.in_transaction)
         self._types, self._payload_bytes, self._scheduled = types, payload_bytes, scheduled
         self.appended = self.regrouped = False
 
@@ -179,6 +182,19 @@ class SqlTransaction(UserDb):
         """Position and recorded time of the newest record that trim() has removed; (0, 0) if none was."""
         return retention.removed(self._sql)
 
+    def kind_of(self, table: str) -> str | None:
+        """"table" or "view", None if there is nothing of that name."""
+        rows = self._sql.rows(self._sql.dialect.kind_of, (table,))
+        return rows[0][0] if rows else None
+
+    def shows(self, view: str, table: str) -> bool:
+        """Whether there is a view of that name that shows a table."""
+        return bool(self._sql.rows(self._sql.dialect.view, (view, table)))
+
+    def columns(self, table: str) -> list[str]:
+        """The names of a table's columns, in order."""
+        return [name for (name,) in self._sql.rows(self._sql.dialect.columns, (table,))]
+
     def drop_held(self, name: str, position: int) -> None:
         """Forget that a group gave up on a record."""
         groups.drop_held(self._sql, name, position)
@@ -209,7 +225,7 @@ def whole(
             if in_transaction():
                 raise
             error = translate(answerable(raised))
-        if isinstance(error, LogError):  # the disk is full: no fault of this work
+        if isinstance(error, LogError | Again):  # the disk is full: no fault of this work
             raise error
         doomed.append(error)
         raise Again

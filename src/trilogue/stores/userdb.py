@@ -27,6 +27,20 @@ _FORBIDDEN = {
     "pragma",
     "vacuum",
     "reindex",
+    # of PostgreSQL
+    "abort",
+    "call",
+    "copy",
+    "deallocate",
+    "discard",
+    "do",
+    "listen",
+    "notify",
+    "prepare",
+    "reset",
+    "set",
+    "start",
+    "unlisten",
 }
 _WRITES = {"insert", "update", "delete", "replace"}
 _QUOTED = re.compile(r"""'[^']*'|"[^"]*"|`[^`]*`|\[[^\]]*\]|--[^\n]*|/\*.*?(?:\*/|\Z)""", re.DOTALL)
@@ -38,20 +52,20 @@ class UserDb:
     """ports.Db over a connection: the user's SQL, without what would break the transaction it runs in."""
 
     def __init__(self, sql: Sql) -> None:
-        self._sql = sql
+        self._user = sql
         self._vetted: set[str] = set()
 
     def execute(self, sql: str, values: Sequence[Any] = (), /) -> list[tuple[Any, ...]]:
         """Run one statement and return its rows."""
         if sql not in self._vetted:
             self._vet(sql)
-        return self._sql.rows(sql, values)
+        return self._user.rows(sql, values)
 
     def executemany(self, sql: str, rows: Sequence[Sequence[Any]], /) -> None:
         """Run one statement once per row of values."""
         if sql not in self._vetted:
             self._vet(sql)
-        self._sql.many(sql, rows)
+        self._user.many(sql, rows)
 
     def _vet(self, sql: str) -> None:
         check_statements(sql)

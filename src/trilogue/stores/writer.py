@@ -32,6 +32,8 @@ log = logging.getLogger("trilogue")
 class Connection(Protocol):
     """What the writer needs of a write connection."""
 
+    appends_last: bool  # whether appending locks others out until the commit, and effects do not
+
     @property
     def sql(self) -> Sql:
         """The cursor."""
@@ -199,7 +201,10 @@ class Writer:
                 # In turns: a publish does not wait for all the effects that are queued, nor do they for a busy publisher.
                 waiting.sort(key=lambda job: job.is_append != appends_first)
                 appends_first = not appends_first
-                done = self._transact(_first(waiting), wait=True)
+                first = _first(waiting)
+                if self._connection.appends_last:
+                    waiting[: len(first)] = first = sorted(first, key=lambda job: job.is_append)
+                done = self._transact(first, wait=True)
                 self._loop.call_soon_threadsafe(self._resolve, waiting[:done])
                 del waiting[:done]
             if self._tick and time.monotonic() >= next_tick:
@@ -254,7 +259,8 @@ class Writer:
         except BaseException as error:
             connection.rollback()
             self._undone()
-            return self._fail(jobs[:done] or jobs, connection.translate(answerable(error), at_commit=done > 0))
+            told = connection.translate(answerable(error), at_commit=done > 0)
+            return 0 if isinstance(told, Again) else self._fail(jobs[:done] or jobs, told)
         return done
 
     def _run_all(self, jobs: list[Job], until: float) -> int:
@@ -276,6 +282,8 @@ class Writer:
             raise
         except BaseException as error:
             job.error = self._connection.translate(answerable(error))
+            if isinstance(job.error, Again):  # it lost against another transaction
+                raise job.error from error
             job.broke()
             if not isinstance(error, TrilogueError):
                 log.debug("a change failed", exc_info=True)

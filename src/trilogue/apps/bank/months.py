@@ -48,6 +48,6 @@ class Months(Process, key="account", name="months"):
 def end_months(app: App) -> None:
     """Register the handler that ends a month of an account, each once."""
 
-    @app.on(group="bank.months", retry=Retry(25, "20ms..30s"), start="beginning")
+    @app.on(group="bank.months", retry=Retry(25, "20ms..30s"))
     async def end_month(e: EndMonth) -> None:
         await app.decide(Account, e.account, lambda a: a.end_month(e.month), once=f"month {e.month}")

@@ -229,7 +229,7 @@ class Teller:
             "recall": self.recall,
         }
         for name, handler in commands.items():
-            app.on(group=f"bank.{name}", retry=RETRY, start="beginning", concurrency=AT_ONCE)(handler)
+            app.on(group=f"bank.{name}", retry=RETRY, concurrency=AT_ONCE)(handler)
 
     async def take(self, e: TakeMoney) -> MoneyTaken | LegRefused:
         """Withdraw from the source."""

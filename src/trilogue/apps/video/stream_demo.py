@@ -58,7 +58,7 @@ async def _play(where: Place) -> Json:
     app = streaming(where.url, store=where.store)
     recommended: dict[str, list[str]] = {}
 
-    @app.on(group="screens", start="beginning")
+    @app.on(group="screens")
     async def show(e: RecommendationUpdated) -> None:
         recommended[e.user] = list(e.recommendations)
 

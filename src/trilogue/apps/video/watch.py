@@ -71,6 +71,8 @@ def _text(field: str, value: Any) -> str:
         raise BadRow(f"{field} is missing")
     if len(text) > TEXT_CHARS:
         raise BadRow(f"{field} is longer than {TEXT_CHARS} characters")
+    if "\0" in text:
+        raise BadRow(f"{field} has a zero character in it, which not every database can store")
     if not text.isascii() and not _is_unicode(text):
         raise BadRow(f"{field} is not UTF-8")
     return text

@@ -13,7 +13,8 @@ from trilogue.brokers.kafka import lane, places, topics
 from trilogue.brokers.kafka.admin import Admin, Partition
 from trilogue.brokers.kafka.catalog import Catalog, Topic
 from trilogue.brokers.kafka.dead import DeadLetters
-from trilogue.brokers.kafka.member import Member, lane_name
+from trilogue.brokers.kafka.lanes import lane_name
+from trilogue.brokers.kafka.member import Member
 from trilogue.brokers.kafka.producer import Letter, Outcome, Producer
 from trilogue.brokers.kafka.settings import read
 from trilogue.brokers.kafka.wire import headers_of, reader
@@ -351,7 +352,7 @@ class Kafka:
         member, now = self._members.get(group), time.monotonic()
         found = []
         for partition in partitions:
-            here = None if member is None else member.place(partition)
+            here = None if member is None else member.standing(partition)
             place = here[0] if here is not None else committed.get(partition, lane.Place(first[partition]))
             left = lane.lag(place, ends[partition])
             stalled_s = now - here[2] if here is not None and left else 0.0

@@ -1,31 +1,30 @@
 """One group of this process: a consumer, the thread that owns it, and what of its partitions is out.
 
-    thread   poll, consume ──▶ Deliveries ──▶ buffer          loop   receive ──▶ lane.lend
-             commit every 0.2 s ◀── lane.place                       acknowledge ──▶ lane.finish
+    thread   poll, consume ──▶ lanes.put          loop   receive ──▶ lanes.take
+             commit every 0.2 s ◀── lane.place          acknowledge ──▶ lanes.finish
              a partition comes: where does the group go on?
-             a partition goes: wait a little for what is out, commit, let go
+             a partition goes: wait a little for what is out, revoke it, commit
              a partition is lost: revoke, commit nothing
 
-Every call of the consumer is made by its thread, because librdkafka lets them wait for each other. What both sides touch, the
-lanes, is behind one lock.
+Every call of the consumer is made by its thread, because librdkafka lets them wait for each other. What both sides touch is in
+lanes.py.
 """
 
 import asyncio
 import logging
 import threading
 import time
-from bisect import insort
-from collections import deque
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import lru_cache
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from trilogue.brokers.kafka.admin import GONE, NOT_ALLOWED, Partition, quiet
-from trilogue.brokers.kafka.lane import SPAN, Lane, Place, decoded, encoded
+from trilogue.brokers.kafka.lane import Place, decoded, encoded
+from trilogue.brokers.kafka.lanes import Assigned, Item, Lanes, lane_name
 from trilogue.brokers.kafka.settings import Settings
-from trilogue.errors import LeaseLost, LogError, OutOfRange, Unavailable
-from trilogue.events import Delivery, Group, Lease, Record
+from trilogue.errors import LogError, OutOfRange, Unavailable
+from trilogue.events import Delivery, Group, Record
 from trilogue.patterns import matches_any
 from trilogue.ports import Cursors, Progress
 
@@ -41,38 +40,6 @@ CLOSE_S = 10.0
 log = logging.getLogger("trilogue")
 
 
-class LaneLease(Lease):
-    """The right to acknowledge what came from one partition, while it is assigned to us."""
-
-    __slots__ = ("lane",)
-
-    def __init__(self, lane: "Assigned", epoch: int, clock: Callable[[], int]) -> None:
-        super().__init__(lane.partition, epoch, 0, clock)
-        self.lane = lane
-
-
-class Assigned:
-    """A partition that is ours. skip: offsets that were finished before it came. back: lent once and handed back."""
-
-    __slots__ = ("back", "committed", "draining", "lane", "lease", "moved_s", "name", "partition", "skip", "topic", "trouble")
-
-    def __init__(self, topic: str, partition: int, place: Place, epoch: int, clock: Callable[[], int]) -> None:
-        self.topic, self.partition, self.name = topic, partition, lane_name(topic, partition)
-        self.lane = Lane(place)
-        self.skip = frozenset(place.finished)
-        self.lease = LaneLease(self, epoch, clock)
-        self.committed: Place | None = None
-        self.back: set[int] = set()
-        self.draining = False
-        self.trouble: LogError | None = None
-        self.moved_s = time.monotonic()
-
-
-def lane_name(topic: str, partition: int) -> str:
-    """A partition as people write it."""
-    return f"{topic}[{partition}]"
-
-
 class Member:
     """Receives for one group. topics: full names. changed: called on the loop when something was received or acknowledged."""
 
@@ -86,13 +53,11 @@ class Member:
         cursors: Cursors | None,
     ) -> None:
         self.group, self.topics, self.paused = group, sorted(topics), False
-        self.lanes: dict[Partition, Assigned] = {}
+        self._lanes = Lanes(group.name)
+        self.standing = self._lanes.standing
         self._settings, self._read, self._changed = settings, read, changed
         self._cursors = cursors if group.has_effects else None
         self._loop = asyncio.get_running_loop()
-        self._lock = threading.Condition()
-        self._buffer: deque[Delivery | tuple[Assigned, int]] = deque()
-        self._returned: list[Delivery] = []
         self._arrived = asyncio.Event()
         self._room = threading.Event()
         self._stopping = threading.Event()
@@ -113,7 +78,7 @@ class Member:
         until = time.monotonic() + wait_s
         while True:
             self._arrived.clear()
-            if not self.paused and (taken := self._take(limit)):
+            if not self.paused and (taken := self._lanes.take(limit)):
                 return taken
             self._raise_trouble()
             left_s = until - time.monotonic()
@@ -125,83 +90,25 @@ class Member:
                 return []
 
     def _raise_trouble(self) -> None:
-        for trouble in (self._trouble, *(each.trouble for each in list(self.lanes.values()))):
+        for trouble in (self._trouble, *(lane.trouble for lane in self._lanes.all())):
             if trouble is not None:
                 raise trouble
 
-    def _take(self, limit: int) -> list[Delivery]:
-        taken: list[Delivery] = []
-        with self._lock:
-            while self._returned and len(taken) < limit:
-                delivery = self._returned.pop(0)
-                lane = _lane(delivery)
-                if not delivery.lease.revoked and not lane.draining:
-                    lane.back.discard(delivery.record.position)
-                    taken.append(delivery)
-            self._take_fresh(taken, limit)
-        return taken
-
-    def _take_fresh(self, taken: list[Delivery], limit: int) -> None:
-        buffer = self._buffer
-        while buffer and len(taken) < limit:
-            item = buffer.popleft()
-            if isinstance(item, tuple):
-                item[0].lane.skip_to(item[1])
-                continue
-            lease = item.lease
-            lane = lease.lane  # type: ignore[attr-defined]
-            if lease.revoked or lane.draining:
-                continue
-            lane.lane.lend(item.record.position)
-            taken.append(item)
-
     def acknowledge(self, deliveries: Sequence[Delivery]) -> list[Delivery]:
         """These are finished; those whose lane was lost."""
-        lost, now = [], time.monotonic()
-        with self._lock:
-            for delivery in deliveries:
-                lease = delivery.lease
-                if lease.revoked:
-                    lost.append(delivery)
-                    continue
-                lane = lease.lane  # type: ignore[attr-defined]
-                lane.lane.finish(delivery.record.position)
-                lane.moved_s = now
-            self._lock.notify_all()
+        lost = self._lanes.finish(deliveries)
         self._room.set()
         self._changed()
         return lost
 
     def release(self, deliveries: Sequence[Delivery]) -> None:
         """They come again before what follows in their lane."""
-        with self._lock:
-            for delivery in deliveries:
-                lane = _lane(delivery)
-                if delivery.lease.revoked or delivery.record.position not in lane.lane.out:
-                    continue
-                lane.back.add(delivery.record.position)
-                insort(self._returned, delivery, key=_place_in_lane)
-            self._lock.notify_all()
+        self._lanes.release(deliveries)
         self._arrived.set()
 
     def progress(self, deliveries: Sequence[Delivery]) -> list[Progress]:
         """Where the lanes of these will be once they are finished; raises LeaseLost."""
-        by_lane: dict[Assigned, list[int]] = {}
-        for delivery in deliveries:
-            if delivery.lease.lost:
-                raise LeaseLost(f"group {self.group.name!r}: {_lane(delivery).name} belongs to another process now")
-            by_lane.setdefault(_lane(delivery), []).append(delivery.record.position)
-        with self._lock:
-            places = [(lane, lane.lane.place_after(offsets)) for lane, offsets in by_lane.items()]
-        return [Progress(lane.name, place.next, place.finished) for lane, place in places]
-
-    def place(self, partition: Partition) -> tuple[Place, int, float] | None:
-        """Where a lane is, how many of it are out here, and since when none was acknowledged; None if it is not ours."""
-        lane = self.lanes.get(partition)
-        if lane is None:
-            return None
-        with self._lock:
-            return lane.lane.place(), len(lane.lane.out), lane.moved_s
+        return self._lanes.progress(deliveries)
 
     def subscribe(self, topics: Collection[str]) -> None:
         """Read these topics from now on."""
@@ -222,7 +129,7 @@ class Member:
             log.warning(
                 "group %s: leaving takes longer than %.0f s; its partitions move when its session ends", self.group.name, CLOSE_S
             )
-        self._revoke(list(self.lanes.values()))
+        self._lanes.revoke(self._lanes.all())
 
     # ── the thread ───────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -244,10 +151,10 @@ class Member:
         try:
             while not self._stopping.is_set():
                 self._turn(consumer)
-            self._let_go(consumer, list(self.lanes.values()))
+            self._let_go(consumer, self._lanes.all())
         finally:
             # Closing calls back, and then there must be nothing left to wait for, or to commit after a failure.
-            self._revoke(list(self.lanes.values()))
+            self._lanes.revoke(self._lanes.all())
             consumer.close()
 
     def _turn(self, consumer: Consumer) -> None:
@@ -263,7 +170,7 @@ class Member:
         self._deliver(consumer, self._poll(consumer))
         if now >= self._commit_at_s:
             self._commit_at_s = now + COMMIT_S
-            self._commit(consumer, list(self.lanes.values()), wait=False)
+            self._commit(consumer, self._lanes.all(), wait=False)
 
     def _subscribe(self, consumer: Consumer) -> None:
         if self._subscribed:
@@ -272,7 +179,7 @@ class Member:
             consumer.unsubscribe()
 
     def _poll(self, consumer: Consumer) -> list[Message]:
-        room = self._settings.in_flight - self._taken_up()
+        room = self._settings.in_flight - self._lanes.taken_up(self._settings.in_flight)
         if room <= 0:
             return self._poll_full(consumer, -room)
         if self._halted:
@@ -282,14 +189,6 @@ class Member:
         if message is None:
             return []
         return [message, *consumer.consume(min(room, BATCH) - 1, 0)] if room > 1 else [message]
-
-    def _taken_up(self) -> int:
-        """How much of what may be in flight is; all of it where finished offsets would not fit a commit's metadata any more."""
-        with self._lock:
-            lanes = list(self.lanes.values())
-            if any(lane.lane.span >= SPAN for lane in lanes):
-                return self._settings.in_flight
-            return len(self._buffer) + sum(len(lane.lane.out) for lane in lanes)
 
     def _poll_full(self, consumer: Consumer, beyond: int) -> list[Message]:
         self._room.clear()
@@ -301,15 +200,15 @@ class Member:
         return [] if message is None else [message]
 
     def _deliver(self, consumer: Consumer, messages: list[Message]) -> None:
-        items: list[Delivery | tuple[Assigned, int]] = []
+        items: list[Item] = []
         passed: dict[Assigned, int] = {}
-        name, lanes, wants, read = self.group.name, self.lanes, self._wants, self._read
+        name, lane_at, wants, read = self.group.name, self._lanes.get, self._wants, self._read
         for message in messages:
             error = message.error()
             if error is not None:
                 self._failed(consumer, message, error)
                 continue
-            lane = lanes.get((message.topic(), message.partition()))  # type: ignore[arg-type]
+            lane = lane_at((message.topic(), message.partition()))  # type: ignore[arg-type]
             if lane is None:
                 continue
             record = read(message)
@@ -320,8 +219,8 @@ class Member:
                 passed.pop(lane, None)
             items.append(Delivery(record, name, lane.lease))
         if items or passed:
-            self._buffer.extend(items)
-            self._buffer.extend(passed.items())
+            self._lanes.put(items)
+            self._lanes.put(passed.items())
             self._call(self._wake)
 
     def _wake(self) -> None:
@@ -352,12 +251,12 @@ class Member:
             log.warning("group %s: %s", self.group.name, error.str())
 
     def _out_of_range(self, consumer: Consumer, message: Message) -> None:
-        lane = self.lanes.get((message.topic() or "", message.partition() or 0))
+        lane = self._lanes.get((message.topic() or "", message.partition() or 0))
         if lane is None:
             return
         first, end = consumer.get_watermark_offsets(TopicPartition(lane.topic, lane.partition), timeout=ASK_S)
         lane.trouble = OutOfRange(
-            f"group {self.group.name!r} goes on at offset {lane.lane.next} of {lane.name}, which is not there any more: the "
+            f"group {self.group.name!r} goes on at offset {lane.next} of {lane.name}, which is not there any more: the "
             f"topic holds {first} to {end - 1}. Choose: `trilogue replay {self.group.name} --to beginning` handles what is left, "
             "`--to now` leaves it out; ?reset=earliest or ?reset=latest in the URL chooses for every group and every time"
         )
@@ -367,13 +266,12 @@ class Member:
 
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         try:
-            places = self._places(consumer, partitions)
+            epoch = _next_epoch()
+            places = self._places(consumer, partitions, epoch)
         except Exception as error:  # raised by the next turn: out of a callback it would not arrive
             self._broken = error
             return
-        with self._lock:
-            for partition, place in places.items():
-                self.lanes[partition] = Assigned(*partition, place, _next_epoch(), self._overdue)
+        self._lanes.add(places, epoch, self._overdue)
         consumer.incremental_assign([TopicPartition(*partition, place.next) for partition, place in places.items()])
         self._turned_s = time.monotonic()
 
@@ -381,8 +279,8 @@ class Member:
         """The clock of our leases: above 0 once the thread stood still for longer than the broker waits for us."""
         return 1 if time.monotonic() - self._turned_s > self._settings.session_s else 0
 
-    def _places(self, consumer: Consumer, partitions: list[TopicPartition]) -> dict[Partition, Place]:
-        kept = self._kept([(each.topic, each.partition) for each in partitions])
+    def _places(self, consumer: Consumer, partitions: list[TopicPartition], epoch: int) -> dict[Partition, Place]:
+        kept = self._kept([(each.topic, each.partition) for each in partitions], epoch)
         found: dict[Partition, Place] = {}
         for each in consumer.committed(partitions, timeout=ASK_S) if partitions else ():
             partition = (each.topic, each.partition)
@@ -397,14 +295,13 @@ class Member:
                 found[partition] = Place(consumer.get_watermark_offsets(TopicPartition(*partition), timeout=ASK_S)[0])
         return found
 
-    def _kept(self, partitions: Sequence[Partition]) -> dict[str, Progress]:
+    def _kept(self, partitions: Sequence[Partition], epoch: int) -> dict[str, Progress]:
         """Where a store says the group goes on."""
         cursors = self._cursors
         if cursors is None:
             return {}
 
         async def ask() -> dict[str, Progress]:
-            epoch = _next_epoch()
             names = [lane_name(*partition) for partition in partitions]
             answers = [await cursors.assigned(self.group.name, name, epoch) for name in names]
             return {name: answer for name, answer in zip(names, answers, strict=True) if answer is not None}
@@ -412,53 +309,28 @@ class Member:
         return asyncio.run_coroutine_threadsafe(ask(), self._loop).result(min(ASK_S, self._settings.session_s))
 
     def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        lanes = self._of(partitions)
-        self._drain(lanes)
+        lanes = self._lanes.of((each.topic, each.partition) for each in partitions)
+        self._lanes.drain(lanes, min(self._settings.drain_s, self._settings.session_s / 3), self._stopping.is_set)
         self._let_go(consumer, lanes)
         consumer.incremental_unassign(partitions)
         self._turned_s = time.monotonic()
 
     def _on_lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        self._revoke(self._of(partitions))
+        self._lanes.revoke(self._lanes.of((each.topic, each.partition) for each in partitions))
         consumer.incremental_unassign(partitions)
-
-    def _of(self, partitions: Iterable[TopicPartition]) -> list[Assigned]:
-        found = [self.lanes.get((each.topic, each.partition)) for each in partitions]
-        return [lane for lane in found if lane is not None]
-
-    def _drain(self, lanes: list[Assigned]) -> None:
-        """Wait a little until what is out of these is finished, so that nobody does it a second time."""
-        until = time.monotonic() + min(self._settings.drain_s, self._settings.session_s / 3)
-        with self._lock:
-            for lane in lanes:
-                lane.draining = True
-            while any(len(lane.lane.out) > len(lane.back) for lane in lanes):
-                left_s = until - time.monotonic()
-                if left_s <= 0 or self._stopping.is_set():
-                    return
-                self._lock.wait(left_s)
-
-    def _let_go(self, consumer: Consumer, lanes: list[Assigned]) -> None:
-        """Revoked first: what is acknowledged after the commit was made up would be told finished, and come again."""
-        self._revoke(lanes)
-        self._commit(consumer, lanes, wait=True)
-
-    def _revoke(self, lanes: Iterable[Assigned]) -> None:
-        with self._lock:
-            for lane in lanes:
-                lane.lease.revoked = True
-                self.lanes.pop((lane.topic, lane.partition), None)
 
     # ── commits ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
+    def _let_go(self, consumer: Consumer, lanes: list[Assigned]) -> None:
+        """Revoked first: what is acknowledged after the commit was made up would be told finished, and come again."""
+        self._lanes.revoke(lanes)
+        self._commit(consumer, lanes, wait=True)
+
     def _commit(self, consumer: Consumer, lanes: list[Assigned], *, wait: bool) -> None:
         offsets = []
-        for lane in lanes:
-            with self._lock:
-                place = lane.lane.place()
-            if place != lane.committed:
-                lane.committed = place
-                offsets.append(TopicPartition(lane.topic, lane.partition, place.next, encoded(place)))
+        for lane, place in self._lanes.to_commit(lanes):
+            lane.committed = place
+            offsets.append(TopicPartition(lane.topic, lane.partition, place.next, encoded(place)))
         if not offsets:
             return
         try:
@@ -469,18 +341,9 @@ class Member:
     def _committed(self, error: KafkaError | None, offsets: list[TopicPartition]) -> None:
         """A commit that failed, as they do during a rebalance, is made again with the next one."""
         for each in offsets:
-            lane = self.lanes.get((each.topic, each.partition))
+            lane = self._lanes.get((each.topic, each.partition))
             if lane is not None and (error is not None or each.error is not None):
                 lane.committed = None
-
-
-def _lane(delivery: Delivery) -> Assigned:
-    return delivery.lease.lane  # type: ignore[attr-defined, no-any-return]
-
-
-def _place_in_lane(delivery: Delivery) -> tuple[str, int, int]:
-    record = delivery.record
-    return (record.topic or "", record.partition or 0, record.position)
 
 
 class _Epoch:

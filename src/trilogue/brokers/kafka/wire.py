@@ -27,6 +27,7 @@ from trilogue.patterns import check_type
 Headers = list[tuple[str, str | bytes | None]]  # as librdkafka's types have it; ours are bytes
 STRUCTURED = b"application/cloudevents"
 FOREIGN = "foreign"
+_OURS = ("ce_specversion", "ce_type", "ce_source", "ce_id", "ce_time")
 _OPTIONAL = (
     ("subject", "ce_subject"),
     ("correlation_id", "ce_correlationid"),
@@ -40,7 +41,7 @@ _OPTIONAL = (
 
 def headers_of(envelope: Envelope) -> Headers:
     """The attributes of an envelope as headers. Each costs both sides a microsecond: only those that are set."""
-    headers = [
+    headers: Headers = [  # in the order of _OURS
         *_fixed(envelope.type, envelope.source),
         ("ce_id", envelope.id.encode()),
         ("ce_time", _time_text(envelope.time_us)),
@@ -102,25 +103,24 @@ def _read(message: Message, prefix: str) -> Record:
     pairs: Any = message.headers()
     if not pairs:
         return _foreign(message, prefix)
-    headers: dict[str, bytes] = dict(pairs)
-    event_id = headers.pop("ce_id", None)
-    if event_id is None:
-        return _structured(message) if _is_structured(headers) else _foreign(message, prefix)
     try:
-        return _binary(message, event_id.decode(), headers)
-    except (UnicodeDecodeError, ValueError, KeyError, msgspec.MsgspecError) as error:
+        if len(pairs) == len(_OURS) and tuple(name for name, _ in pairs) == _OURS:
+            # What we write ourselves where nothing optional is set: half the cost of looking each header up.
+            return _record(message, pairs[3][1].decode(), _text(pairs[1][1]), _text(pairs[2][1]), pairs[4][1])
+        headers: dict[str, bytes] = {name: value for name, value in pairs if value is not None}
+        if headers.get("ce_id"):
+            return _binary(message, headers)
+    except (ValueError, KeyError, AttributeError, msgspec.MsgspecError) as error:  # AttributeError: a header without a value
         raise DecodeError(f"not a CloudEvent in binary mode: {type(error).__name__}: {error}") from error
+    return _structured(message) if _is_structured(headers) else _foreign(message, prefix)
 
 
-def _binary(message: Message, event_id: str, headers: dict[str, bytes]) -> Record:
-    event_type, source = _text(headers.pop("ce_type")), _text(headers.pop("ce_source", b""))
-    headers.pop("ce_specversion", None)
-    time, key = headers.pop("ce_time", None), message.key()
-    recorded_us = message.timestamp()[1] * 1_000
-    envelope = Record(
+def _record(message: Message, event_id: str, event_type: str, source: str, time: bytes | None) -> Record:
+    key, recorded_us = message.key(), message.timestamp()[1] * 1_000
+    return Record(
         event_id,
         event_type,
-        message.value() or b"null",
+        message.value() or b"null",  # none: a tombstone
         None if key is None else _key(key),
         source,
         recorded_us if time is None else _time_us(time),
@@ -129,7 +129,16 @@ def _binary(message: Message, event_id: str, headers: dict[str, bytes]) -> Recor
         topic=message.topic(),
         partition=message.partition(),
     )
-    return _with_optional(envelope, headers) if headers else envelope
+
+
+def _binary(message: Message, headers: dict[str, bytes]) -> Record:
+    event_id, event_type, source = (
+        headers.pop("ce_id").decode(),
+        _text(headers.pop("ce_type")),
+        _text(headers.pop("ce_source", b"")),
+    )
+    headers.pop("ce_specversion", None)
+    return _with_optional(_record(message, event_id, event_type, source, headers.pop("ce_time", None)), headers)
 
 
 def _with_optional(record: Record, headers: dict[str, bytes]) -> Record:
@@ -157,17 +166,16 @@ def _version(text: bytes) -> int:
 
 
 def _is_structured(headers: dict[str, bytes]) -> bool:
-    return (headers.get("content-type") or b"").lower().startswith(STRUCTURED)
+    return headers.get("content-type", b"").lower().startswith(STRUCTURED)
 
 
 def _structured(message: Message) -> Record:
     envelope = from_cloudevent(message.value() or b"")
-    return _record(message, envelope if envelope.key is not None else msgspec.structs.replace(envelope, key=_key_of(message)))
-
-
-def _record(message: Message, envelope: Envelope) -> Record:
+    fields = {name: getattr(envelope, name) for name in Envelope.__struct_fields__}
+    if envelope.key is None:
+        fields["key"] = _key_of(message)
     return Record(
-        **{name: getattr(envelope, name) for name in Envelope.__struct_fields__},
+        **fields,
         position=_int(message.offset()),
         recorded_us=message.timestamp()[1] * 1_000,
         topic=message.topic(),
@@ -238,14 +246,14 @@ def _text(text: bytes) -> str:
 
 
 def _time_us(text: bytes) -> int:
-    if len(text) == 27 and text[19:20] == b"." and text[26:] == b"Z" and text[20:26].isdigit():
-        return _second_us(text[:19]) + int(text[20:26])
+    if len(text) == 27 and text.endswith(b"Z") and (micros := text[20:26]).isdigit():
+        return _second_us(text[:20]) + int(micros)
     return _any_time_us(text)
 
 
 @lru_cache(maxsize=1_024)
 def _second_us(text: bytes) -> int:
-    return _any_time_us(text + b"Z")
+    return _any_time_us(text[:19] + b"Z")
 
 
 def _any_time_us(text: bytes) -> int:

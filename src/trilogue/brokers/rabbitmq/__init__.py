@@ -3,7 +3,7 @@
     options.py    what the URL says                  link.py       one connection, frames and channels
     topology.py   exchanges, queues, bindings        kept.py       connected again, started again
     messages.py   Envelope <-> AMQP message          publisher.py  a window of confirms
-    dead.py       dead letters, in direct mode       consumer.py   deliveries and acknowledgements
+    dead.py       dead letters, in direct mode       consumer.py   deliveries, acks.py what of them is finished
 
 Two connections, because a memory or disk alarm stops everything on one that publishes: what is handled goes on then.
 Run with RabbitMQ 3.10.8 (Debian 12). Written for 4.x too and not run there; classic queues work, and are slower.
@@ -248,7 +248,7 @@ class RabbitMQ:
     # ── dead letters ─────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def dead(self, group: str | None, *, after: int = 0, limit: int = 100) -> list[DeadLetter]:
-        """Dead letters of a group, or of all bound here, looked at and left where they are. position: the place in the queue."""
+        """Dead letters of a group, or of all bound here, looked at and left where they are. position: when it died."""
         found: list[DeadLetter] = []
         for name in [group] if group else sorted(self._known):
             found += await dead.listed(self._options, name, after=after, limit=limit)

@@ -1,12 +1,10 @@
 """One group's queue as it is read here: deliveries that wait to be taken, and acknowledgements of whatever is finished.
 
-delivery tags of one channel:   1  2  3  4  5  6  7  8 …
-finished so far                 ■  ■  ■     ■
-finished now                             ■     ■          ─▶ ack(4, multiple)   ack(6)
-next                                              ↑ low = 7: everything below is finished and acknowledged
+server ──push, at most prefetch──▶ buffer ──receive──▶ (handled) ──acknowledge──▶ acks.py ──▶ server
+                                      ▲───────────────release─────┘
 
-A multiple acknowledgement names the newest tag of the prefix that is finished *now*: one that names a tag which is acknowledged
-already closes the channel.
+All deliveries of a channel share one Lease. When the channel goes, the lease is revoked: the server delivers again, here or
+elsewhere.
 """
 
 import asyncio
@@ -17,6 +15,7 @@ from collections.abc import Callable, Sequence
 from pika import spec
 
 from trilogue.brokers.rabbitmq import topology
+from trilogue.brokers.rabbitmq.acks import Acks
 from trilogue.brokers.rabbitmq.link import FRAME_END, Channel, Link, method_frame
 from trilogue.brokers.rabbitmq.messages import record
 from trilogue.brokers.rabbitmq.options import Options
@@ -24,12 +23,18 @@ from trilogue.errors import Unavailable
 from trilogue.events import Delivery, Group, Lease, now_us
 from trilogue.ports import LaneStatus
 
-_ACK = struct.Struct(">BHIIQB")
+_ANSWER = struct.Struct(">BHIIQB")
+_UP_TO, _REQUEUE = 1, 2
+QUIET_S = 0.05
 _NEVER_US = 1 << 62
 
 
 def _no_clock() -> int:
     return 0
+
+
+def _frame(channel: Channel, method: int, tag: int, flag: int = 0) -> bytes:
+    return _ANSWER.pack(spec.FRAME_METHOD, channel.number, 13, method, tag, flag) + FRAME_END
 
 
 class Consumer:
@@ -46,9 +51,7 @@ class Consumer:
         self._lease = Lease(0, 0, _NEVER_US, _no_clock)
         self._lease.revoked = True
         self._buffer: deque[Delivery] = deque()
-        self._last = 0  # the newest tag
-        self._low = 1
-        self._done: set[int] = set()  # acknowledged above low
+        self._acks = Acks()
         self._moved_at = self._loop.time()
         self._arrived: asyncio.Future[None] | None = None
         self.is_paused = False
@@ -94,8 +97,7 @@ class Consumer:
     def _begin(self, channel: Channel) -> None:
         self._channel = channel
         self._lease = Lease(0, self._lease.epoch + 1, _NEVER_US, _no_clock)
-        self._last, self._low = 0, 1
-        self._done.clear()
+        self._acks = Acks()
         self._buffer.clear()
 
     def _lost(self, channel: Channel) -> None:
@@ -111,9 +113,13 @@ class Consumer:
             channel.link.write(method_frame(channel.number, spec.Channel.Close(200, "", 0, 0)))
 
     async def settle(self) -> None:
-        """Return when the server has seen every acknowledgement: a call is answered after what was sent before it."""
+        """Return when the server has seen every acknowledgement: a call is answered after what was sent before it.
+
+        A quorum queue that is busy keeps some back a moment longer, and says nothing when it has them.
+        """
         if self._channel is not None:
             await self._channel.call(spec.Basic.Qos(0, self._options.prefetch, False))
+            await asyncio.sleep(max(0.0, self._moved_at + QUIET_S - self._loop.time()))
 
     async def stop(self) -> None:
         """Stop consuming this group alone."""
@@ -126,9 +132,9 @@ class Consumer:
     def _deliver(self, tag: int, redelivered: int, routing_key: str, properties: bytes, body: bytes) -> None:
         made, headers = record(routing_key, properties, body, position=tag, now_us=now_us())
         attempt = self._attempt(redelivered, headers) if self._is_direct and redelivered else 1
-        if self._last + 1 == self._low:
+        if not self._acks.out:
             self._moved_at = self._loop.time()
-        self._last = tag
+        self._acks.last = tag
         self._buffer.append(Delivery(made, self.group.name, self._lease, attempt))
         if len(self._buffer) == 1:
             self.wake()
@@ -163,57 +169,41 @@ class Consumer:
 
     def acknowledge(self, deliveries: Sequence[Delivery]) -> list[Delivery]:
         """These are finished; returns those whose channel is gone."""
-        lost = [d for d in deliveries if d.lease is not self._lease or self._lease.revoked]
-        fresh = {d.record.position for d in deliveries if d.lease is self._lease} if not self._lease.revoked else set()
-        fresh = {tag for tag in fresh if tag >= self._low and tag not in self._done}
-        prefix = self._finish(fresh)
-        if self._channel is not None and (prefix or fresh):
-            number = self._channel.number
-            frames = [_ACK.pack(1, number, 13, spec.Basic.Ack.INDEX, prefix, 1) + FRAME_END] if prefix else []
-            frames += [_ACK.pack(1, number, 13, spec.Basic.Ack.INDEX, tag, 0) + FRAME_END for tag in sorted(fresh)]
-            self._channel.link.write(b"".join(frames))
-        return lost
-
-    def _finish(self, fresh: set[int]) -> int:
-        """Move the prefix over what is finished; leaves in `fresh` what lies beyond, returns the newest that does not."""
-        prefix, low, done = 0, self._low, self._done
-        while True:
-            if low in fresh:
-                fresh.discard(low)
-                prefix = low
-            elif low in done:
-                done.discard(low)
-            else:
-                break
-            low += 1
-        if fresh or prefix:
-            self._moved_at = self._loop.time()
-        self._low = low
-        done |= fresh
-        return prefix
+        lease, channel = self._lease, self._channel
+        if lease.revoked or channel is None:
+            return list(deliveries)
+        prefix, beyond = self._acks.finish([d.record.position for d in deliveries if d.lease is lease])
+        frames = [_frame(channel, spec.Basic.Ack.INDEX, prefix, _UP_TO)] if prefix else []
+        frames += [_frame(channel, spec.Basic.Ack.INDEX, tag) for tag in beyond]
+        self._write(channel, frames)
+        return [d for d in deliveries if d.lease is not lease]
 
     def release(self, deliveries: Sequence[Delivery]) -> None:
         """Hand back: to the queue where the broker counts the attempts, else to what waits here, in order."""
-        known = {d.record.position for d in self._buffer} | self._done
-        own = [d for d in deliveries if d.lease is self._lease and not self._lease.revoked]
-        own = [d for d in own if d.record.position >= self._low and d.record.position not in known]
-        if not own or self._channel is None:
+        lease, channel = self._lease, self._channel
+        if lease.revoked or channel is None:
             return
+        waiting = {d.record.position for d in self._buffer}
+        own = {d.record.position: d for d in deliveries if d.lease is lease and self._acks.is_out(d.record.position)}
+        own = {tag: own[tag] for tag in own.keys() - waiting}
         if self._is_direct and not self.group.ordered:
-            tags = sorted({d.record.position for d in own})
-            nack = b"".join(_ACK.pack(1, self._channel.number, 13, spec.Basic.Nack.INDEX, tag, 2) + FRAME_END for tag in tags)
-            self._channel.link.write(nack)
-            self._finish(set(tags))
+            self._acks.finish(own)
+            self._write(channel, [_frame(channel, spec.Basic.Nack.INDEX, tag, _REQUEUE) for tag in sorted(own)])
             return
-        self._buffer = deque(sorted([*own, *self._buffer], key=lambda d: d.record.position))
+        self._buffer = deque(sorted([*own.values(), *self._buffer], key=lambda d: d.record.position))
         self.wake()
+
+    def _write(self, channel: Channel, frames: list[bytes]) -> None:
+        if frames:
+            self._moved_at = self._loop.time()
+            channel.link.write(b"".join(frames))
 
     # ── how far ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
     @property
     def in_flight(self) -> int:
         """How many were received here and are not acknowledged."""
-        return 0 if self._lease.revoked else self._last + 1 - self._low - len(self._done)
+        return 0 if self._lease.revoked else self._acks.out
 
     def status(self, ready: int | None) -> LaneStatus:
         """ready: how many wait in the queue, None if that is not known."""

@@ -3,15 +3,18 @@
 <group>.dead:  [1] [2] [3] …      looked at by an exclusive consumer on a connection of its own, which then ends without a word:
                                   the server puts everything back in order
 
-A letter is the event as it was, with headers that say why. One that the server itself put there, because its handler
+A letter's position is the moment it died, in microseconds: its place in the queue changes as others go. It is the event as it was, with headers that say why. One that the server itself put there, because its handler
 killed the process again and again, has only the server's own header.
 """
 
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Sequence
+from datetime import datetime
 from typing import Any
+from zlib import crc32
 
+from msgspec import structs
 from pika import spec
 
 from trilogue.brokers.rabbitmq import topology
@@ -20,13 +23,15 @@ from trilogue.brokers.rabbitmq.messages import Headers, Message, message, record
 from trilogue.brokers.rabbitmq.options import Options
 from trilogue.brokers.rabbitmq.publisher import Publisher
 from trilogue.errors import Unavailable, UnknownEvent
-from trilogue.events import Delivery, Record, now_us
+from trilogue.events import Delivery, as_us, now_us
 from trilogue.ports import DeadLetter
 
 ERROR_CHARS = 2_000
 TRACEBACK_CHARS = 16_000
-LISTED = 65_535
+LOOKED_AT = 10_000  # more than these are looked at only as others are removed
 SILENT_S = 5.0
+WATCHED_S = 5.0
+LOOK_S = 0.02
 AT_ONCE = 500
 _PREFIX = "trilogue-"
 
@@ -38,29 +43,46 @@ def letter(options: Options, delivery: Delivery, *, attempts: int, error: str, t
         f"{_PREFIX}attempts": attempts,
         f"{_PREFIX}error": error[:ERROR_CHARS],
         f"{_PREFIX}traceback": traceback[-TRACEBACK_CHARS:],
-        f"{_PREFIX}died": now_us(),
+        f"{_PREFIX}died": _moment(),
     }
     return message(delivery.record, options.dead, options.queue(delivery.group), why)
 
 
+def _moment() -> int:
+    """Now, and never the same twice: it is how a letter is named, wherever in the queue it is."""
+    _Last.us = max(now_us(), _Last.us + 1)
+    return _Last.us
+
+
+class _Last:
+    us = 0
+
+
 async def listed(options: Options, group: str, *, after: int, limit: int) -> list[DeadLetter]:
-    """The dead letters of a group from one place on."""
+    """The oldest dead letters of a group beyond a position."""
     found: list[DeadLetter] = []
-    async with _look(options, group, most=after + limit) as look:
-        async for tag, made, headers in look:
-            if tag > after:
-                found.append(_dead_letter(group, made, headers))
-    return found
+    async with _look(options, group) as look:
+        async for _, one in look:
+            if one.record.position > after:
+                found.append(one)
+            if len(found) > 2 * limit:
+                found = _oldest(found, limit)
+    return _oldest(found, limit)
+
+
+def _oldest(letters: list[DeadLetter], limit: int) -> list[DeadLetter]:
+    return sorted(letters, key=lambda one: one.record.position)[:limit]
 
 
 async def redriven(options: Options, publisher: Publisher, group: str, positions: Sequence[int] | None) -> int:
     """Put dead letters into the group's own queue; returns how many went. Raises LogError for the first that could not."""
     count = 0
-    async with _look(options, group, most=max(positions, default=0) if positions is not None else None) as look:
+    wanted = None if positions is None else set(positions)
+    async with _look(options, group) as look:
         waiting: list[tuple[int, Message]] = []
-        async for tag, made, _ in look:
-            if positions is None or tag in positions:
-                waiting.append((tag, message(made, "", options.queue(group))))
+        async for tag, one in look:
+            if wanted is None or one.record.position in wanted:
+                waiting.append((tag, message(one.record, "", options.queue(group))))
             if len(waiting) == AT_ONCE:
                 count += await _give_back(publisher, look, waiting)
         count += await _give_back(publisher, look, waiting)
@@ -80,31 +102,45 @@ async def _give_back(publisher: Publisher, look: "_Look", waiting: list[tuple[in
 
 async def dropped(options: Options, group: str, positions: Sequence[int] | None) -> int:
     """Remove dead letters; returns how many went."""
-    count = 0
-    async with _look(options, group, most=max(positions, default=0) if positions is not None else None) as look:
-        async for tag, _, _ in look:
-            if positions is None or tag in positions:
-                look.remove([tag])
-                count += 1
-    return count
+    wanted = None if positions is None else set(positions)
+    async with _look(options, group) as look:
+        tags = [tag async for tag, one in look if wanted is None or one.record.position in wanted]
+        look.remove(tags)
+    return len(tags)
 
 
-def _dead_letter(group: str, made: Record, headers: Headers) -> DeadLetter:
+# ── what a letter says ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _read(group: str, routing_key: str, properties: bytes, body: bytes) -> DeadLetter:
+    made, headers = record(routing_key, properties, body, position=0, now_us=now_us())
     if f"{_PREFIX}error" not in headers:
-        death = _death(headers)
-        error = f"RabbitMQ gave it up: {death.get('reason', 'unknown')}; its handler may have ended the process each time"
-        return DeadLetter(group, made, topology.CRASHES, error, "", made.recorded_us, parked=False)
+        return _buried_by_server(group, routing_key, properties, body)
     get = headers.get
     attempts, died = get(f"{_PREFIX}attempts"), get(f"{_PREFIX}died")
+    died_us = died if isinstance(died, int) else made.recorded_us
     return DeadLetter(
         group,
-        made,
+        structs.replace(made, position=died_us),
         attempts if isinstance(attempts, int) else 1,
         str(get(f"{_PREFIX}error")),
         str(get(f"{_PREFIX}traceback", "")),
-        died if isinstance(died, int) else made.recorded_us,
+        died_us,
         parked=False,
     )
+
+
+def _buried_by_server(group: str, routing_key: str, properties: bytes, body: bytes) -> DeadLetter:
+    made, headers = record(routing_key, properties, body, position=0, now_us=now_us())
+    death = _death(headers)
+    if made.type == routing_key and (keys := death.get("routing-keys")):
+        # It had no type of its own: what it was first published with.
+        made, _ = record(str(keys[0]), properties, body, position=0, now_us=now_us())
+    at = death.get("time")
+    # Whole seconds, so the id tells apart what died in one of them.
+    died_us = (as_us(at) if isinstance(at, datetime) else 0) + crc32(made.id.encode()) % 1_000_000
+    error = f"RabbitMQ gave it up ({death.get('reason', 'unknown')}): its handler may have ended the process each time"
+    return DeadLetter(group, structs.replace(made, position=died_us), topology.CRASHES, error, "", died_us, parked=False)
 
 
 def _death(headers: Headers) -> dict[str, Any]:
@@ -117,59 +153,65 @@ def _death(headers: Headers) -> dict[str, Any]:
 
 
 class _Look:
-    """The messages that are in a queue now, one after the other. most: no more than so many of them."""
+    """The messages that are in a queue now, one after the other, each with its delivery tag."""
 
-    def __init__(self, channel: Channel, count: int) -> None:
-        self._channel, self._left = channel, count
-        self._arrived: asyncio.Queue[tuple[int, Record, Headers]] = asyncio.Queue()
+    def __init__(self, channel: Channel, group: str, count: int) -> None:
+        self._channel, self._group, self._left = channel, group, count
+        self._arrived: asyncio.Queue[tuple[int, str, bytes, bytes]] = asyncio.Queue()
         channel.on_delivery = self._deliver
 
     def _deliver(self, tag: int, _: int, routing_key: str, properties: bytes, body: bytes) -> None:
-        made, headers = record(routing_key, properties, body, position=tag, now_us=now_us())
-        keys = _death(headers).get("routing-keys")
-        if keys and made.type == routing_key:  # it had no type of its own: what it was first published with
-            made, headers = record(str(keys[0]), properties, body, position=tag, now_us=now_us())
-        self._arrived.put_nowait((tag, made, headers))
+        self._arrived.put_nowait((tag, routing_key, properties, body))
 
     def remove(self, tags: Sequence[int]) -> None:
         """Take these out of the queue."""
         for tag in tags:
             self._channel.link.write(method_frame(self._channel.number, spec.Basic.Ack(tag, False)))
 
-    def __aiter__(self) -> AsyncIterator[tuple[int, Record, Headers]]:
-        """Each with its place."""
+    def __aiter__(self) -> AsyncIterator[tuple[int, DeadLetter]]:
+        """Each once."""
         return self
 
-    async def __anext__(self) -> tuple[int, Record, Headers]:
+    async def __anext__(self) -> tuple[int, DeadLetter]:
         """The next one."""
         if self._left <= 0:
             raise StopAsyncIteration
         self._left -= 1
         try:
             async with asyncio.timeout(SILENT_S):
-                return await self._arrived.get()
+                tag, *rest = await self._arrived.get()
         except TimeoutError:  # somebody else took the rest
             raise StopAsyncIteration from None
+        return tag, _read(self._group, *rest)
 
 
 @contextlib.asynccontextmanager
-async def _look(options: Options, group: str, *, most: int | None) -> AsyncIterator[_Look]:
-    """most: how many to look at; None: at all there are, those that are removed making room for the next."""
+async def _look(options: Options, group: str) -> AsyncIterator[_Look]:
     queue = options.dead_queue(group)
     link = await connect(options, f"dead letters of {group}")
     try:
-        found = await topology.look(link, queue)
+        found = await _unwatched(link, queue)
         if found is None:
             raise UnknownEvent(f"{options.url} has no dead letters of group {group!r}: there is no queue {queue!r}")
-        count = found.ready if most is None else min(most, found.ready)
         channel = await link.channel()
-        await channel.call(spec.Basic.Qos(0, min(max(1, count), LISTED), False))
-        look = _Look(channel, count)
+        # All of them: what is given back twice comes before what never was, so a part of them would come back out of order.
+        await channel.call(spec.Basic.Qos(0, LOOKED_AT, False))
+        look = _Look(channel, group, found.ready)
         await _consume(link, channel, queue)
         yield look
         await channel.call(spec.Basic.Qos(0, 1, False))  # answered after everything that was removed
     finally:
         await link.fin()
+
+
+async def _unwatched(link: Link, queue: str) -> topology.Found | None:
+    """The queue once nobody looks at it: what was shown to the last one is back in its place then."""
+    for _ in range(round(WATCHED_S / LOOK_S)):
+        found = await topology.look(link, queue)
+        if found is None or not found.consumers:
+            return found
+        await asyncio.sleep(LOOK_S)
+    raise Unavailable(f"{link.url}: somebody else looks at queue {queue!r} just now; try again in a moment")
 
 
 async def _consume(link: Link, channel: Channel, queue: str) -> None:

@@ -1,0 +1,208 @@
+"""What of one group's partitions is here: received and waiting, lent, handed back, finished.
+
+    thread   put ──▶ buffer ──▶ take ──▶ out ──▶ finish     loop
+                        returned ◀── release ──┘
+             drain, revoke: a partition goes             add: one comes
+
+The thread that owns the consumer puts and revokes, the loop takes and finishes; one lock is between them.
+"""
+
+import threading
+import time
+from bisect import insort
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from trilogue.brokers.kafka.admin import Partition
+from trilogue.brokers.kafka.lane import SPAN, Lane, Place
+from trilogue.errors import LeaseLost, LogError
+from trilogue.events import Delivery, Lease
+from trilogue.ports import Progress
+
+
+class LaneLease(Lease):
+    """The right to acknowledge what came from one partition, while it is assigned to us."""
+
+    __slots__ = ("lane",)
+
+    def __init__(self, lane: "Assigned", epoch: int, clock: Callable[[], int]) -> None:
+        super().__init__(lane.partition, epoch, 0, clock)
+        self.lane = lane
+
+
+class Assigned(Lane):
+    """A partition that is ours.
+
+    skip: offsets that were finished before it came. back: lent once and handed back. draining: it is about to go, nothing more
+    of it is lent. committed: what the last commit said. trouble: why it does not go on. moved_s: when something was finished.
+    """
+
+    __slots__ = ("back", "committed", "draining", "lease", "moved_s", "name", "partition", "skip", "topic", "trouble")
+
+    def __init__(self, topic: str, partition: int, place: Place, epoch: int, clock: Callable[[], int]) -> None:
+        super().__init__(place)
+        self.topic, self.partition, self.name = topic, partition, lane_name(topic, partition)
+        self.skip = frozenset(place.finished)
+        self.lease = LaneLease(self, epoch, clock)
+        self.back: set[int] = set()
+        self.draining = False
+        self.committed: Place | None = None
+        self.trouble: LogError | None = None
+        self.moved_s = time.monotonic()
+
+
+# What waits: a delivery, or that a lane has nothing for us below an offset.
+Item = Delivery | tuple[Assigned, int]
+
+
+def lane_name(topic: str, partition: int) -> str:
+    """A partition as people write it."""
+    return f"{topic}[{partition}]"
+
+
+def lane_of(delivery: Delivery) -> Assigned:
+    """The lane a delivery came from."""
+    return delivery.lease.lane  # type: ignore[attr-defined, no-any-return]
+
+
+class Lanes:
+    """The partitions of one group that are ours."""
+
+    def __init__(self, group: str) -> None:
+        self._group = group
+        self._ours: dict[Partition, Assigned] = {}
+        self._lock = threading.Condition()
+        self._buffer: deque[Item] = deque()
+        self._returned: list[Delivery] = []
+
+    def get(self, partition: Partition) -> Assigned | None:
+        """A lane that is ours, None otherwise."""
+        return self._ours.get(partition)
+
+    def all(self) -> list[Assigned]:
+        """The lanes that are ours."""
+        with self._lock:
+            return list(self._ours.values())
+
+    def of(self, partitions: Iterable[Partition]) -> list[Assigned]:
+        """Those of these that are ours."""
+        return [lane for partition in partitions if (lane := self._ours.get(partition)) is not None]
+
+    def taken_up(self, most: int) -> int:
+        """How many records are here and not finished; `most` where what is finished would not fit a commit's metadata."""
+        with self._lock:
+            lanes = self._ours.values()
+            if any(lane.span >= SPAN for lane in lanes):
+                return most
+            return len(self._buffer) + sum(len(lane.out) for lane in lanes)
+
+    # ── lent and answered ────────────────────────────────────────────────────────────────────────────────────────────
+
+    def put(self, items: Iterable[Item]) -> None:
+        """What was received, in the order of each lane."""
+        self._buffer.extend(items)
+
+    def take(self, limit: int) -> list[Delivery]:
+        """Lend deliveries: those handed back first, then what follows them."""
+        taken: list[Delivery] = []
+        with self._lock:
+            while self._returned and len(taken) < limit:
+                delivery = self._returned.pop(0)
+                lane = lane_of(delivery)
+                if not (delivery.lease.revoked or lane.draining):
+                    lane.back.discard(delivery.record.position)
+                    taken.append(delivery)
+            self._take_fresh(taken, limit)
+        return taken
+
+    def _take_fresh(self, taken: list[Delivery], limit: int) -> None:
+        buffer = self._buffer
+        while buffer and len(taken) < limit:
+            item = buffer.popleft()
+            if isinstance(item, tuple):
+                item[0].skip_to(item[1])
+                continue
+            lane = lane_of(item)
+            if not (item.lease.revoked or lane.draining):
+                lane.lend(item.record.position)
+                taken.append(item)
+
+    def finish(self, deliveries: Sequence[Delivery]) -> list[Delivery]:
+        """These are finished; returns those whose lane is not ours any more."""
+        lost, now = [], time.monotonic()
+        with self._lock:
+            for delivery in deliveries:
+                if delivery.lease.revoked:
+                    lost.append(delivery)
+                    continue
+                lane = lane_of(delivery)
+                lane.finish(delivery.record.position)
+                lane.moved_s = now
+            self._lock.notify_all()
+        return lost
+
+    def release(self, deliveries: Sequence[Delivery]) -> None:
+        """They are lent again before what follows in their lane."""
+        with self._lock:
+            for delivery in deliveries:
+                lane = lane_of(delivery)
+                if not delivery.lease.revoked and delivery.record.position in lane.out:
+                    lane.back.add(delivery.record.position)
+                    insort(self._returned, delivery, key=_place_in_lane)
+            self._lock.notify_all()
+
+    def progress(self, deliveries: Sequence[Delivery]) -> list[Progress]:
+        """Where the lanes of these will be once they are finished; raises LeaseLost."""
+        by_lane: dict[Assigned, list[int]] = {}
+        for delivery in deliveries:
+            if delivery.lease.lost:
+                raise LeaseLost(f"group {self._group!r}: {lane_of(delivery).name} belongs to another process now")
+            by_lane.setdefault(lane_of(delivery), []).append(delivery.record.position)
+        with self._lock:
+            places = [(lane.name, lane.place_after(offsets)) for lane, offsets in by_lane.items()]
+        return [Progress(name, place.next, place.finished) for name, place in places]
+
+    def standing(self, partition: Partition) -> tuple[Place, int, float] | None:
+        """Where a lane is, how many of it are out, when something of it was finished; None if it is not ours."""
+        with self._lock:
+            lane = self._ours.get(partition)
+            return None if lane is None else (lane.place(), len(lane.out), lane.moved_s)
+
+    # ── partitions come and go ───────────────────────────────────────────────────────────────────────────────────────
+
+    def add(self, places: Mapping[Partition, Place], epoch: int, clock: Callable[[], int]) -> None:
+        """Partitions that are ours from now on."""
+        with self._lock:
+            for partition, place in places.items():
+                self._ours[partition] = Assigned(*partition, place, epoch, clock)
+
+    def drain(self, lanes: Sequence[Assigned], limit_s: float, is_stopping: Callable[[], bool]) -> None:
+        """Wait a little until what is out of these is finished, so that nobody does it a second time; lend nothing more."""
+        until = time.monotonic() + limit_s
+        with self._lock:
+            for lane in lanes:
+                lane.draining = True
+            while any(len(lane.out) > len(lane.back) for lane in lanes) and not is_stopping():
+                left_s = until - time.monotonic()
+                if left_s <= 0:
+                    return
+                self._lock.wait(left_s)
+
+    def revoke(self, lanes: Iterable[Assigned]) -> None:
+        """These are not ours any more: nothing of them can be finished."""
+        with self._lock:
+            for lane in lanes:
+                lane.lease.revoked = True
+                if self._ours.get((lane.topic, lane.partition)) is lane:
+                    del self._ours[lane.topic, lane.partition]
+
+    def to_commit(self, lanes: Iterable[Assigned]) -> list[tuple[Assigned, Place]]:
+        """Where those of these lanes are that have moved since their last commit."""
+        with self._lock:
+            places = [(lane, lane.place()) for lane in lanes]
+        return [(lane, place) for lane, place in places if place != lane.committed]
+
+
+def _place_in_lane(delivery: Delivery) -> tuple[str, int, int]:
+    record = delivery.record
+    return (record.topic or "", record.partition or 0, record.position)
