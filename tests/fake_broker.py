@@ -1,11 +1,12 @@
 """A broker in memory, for development and with faults on purpose: lanes move, connections break, confirms get lost.
 
-    FakeServer  lanes [[record, …], …]   groups: what is acknowledged, who owns which lane      shared by several clients
-    FakeBroker  ports.Broker on it       positions=True: as Kafka (offsets, places, seek); False: as RabbitMQ
+FakeServer  lanes [[record, …], …]   groups: what is acknowledged, who owns which lane      shared by several clients
+FakeBroker  ports.Broker on it       positions=True: as Kafka (offsets, places, seek); False: as RabbitMQ
 """
 
 import asyncio
 import contextlib
+import functools
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -25,11 +26,17 @@ class Lane:
 
     number: int
     acked: set[int] = field(default_factory=set)
+    out: set[int] = field(default_factory=set)
     start: int = 0
     sent: int = 0
     epoch: int = 0
     owner: "FakeBroker | None" = None
     lease: Lease | None = None
+
+
+@functools.lru_cache
+def _matches(patterns: tuple[str, ...], type: str) -> bool:
+    return matches_any(patterns, type)
 
 
 class FakeServer:
@@ -71,9 +78,12 @@ class FakeServer:
 
     def wanted(self, group: str, lane: Lane) -> list[Record]:
         """Records of a lane that a group reads and has not acknowledged."""
-        patterns = self.groups[group][0].patterns
         found = self.log[lane.number][lane.start :]
-        return [record for record in found if record.position not in lane.acked and matches_any(patterns, record.type)]
+        return [record for record in found if record.position not in lane.acked and self.reads(group, record)]
+
+    def reads(self, group: str, record: Record) -> bool:
+        """Whether a group reads records of this type."""
+        return _matches(self.groups[group][0].patterns, record.type)
 
     async def balance(self, group: str) -> None:
         """Share the lanes among the members; a lane that moves is revoked."""
@@ -97,7 +107,7 @@ class FakeServer:
                 if progress is not None:
                     lane.acked |= {n for n in range(lane.start, progress.next)} | set(progress.finished)
             if lane.epoch == epoch:  # it was not given to somebody else meanwhile
-                lane.sent = lane.start
+                lane.sent, lane.out = lane.start, set()
                 lane.lease = Lease(lane.number, epoch, 1 << 62, lambda: 0)
         self.changed()
 
@@ -183,20 +193,19 @@ class FakeBroker:
     def _next(self, group: str, limit: int) -> list[Delivery]:
         found: list[Delivery] = []
         for lane in self._lanes(group):
-            room = min(limit - len(found), self.most - self._out(group, lane))
-            fresh = [record for record in self.server.wanted(group, lane) if record.position >= lane.sent][: max(0, room)]
-            for record in fresh:
-                lane.sent = record.position + 1
-                assert lane.lease is not None
-                found.append(Delivery(record, group, lane.lease))
+            assert lane.lease is not None
+            log = self.server.log[lane.number]
+            while len(found) < limit and len(lane.out) < self.most and lane.sent < len(log):
+                record = log[lane.sent]
+                lane.sent += 1
+                if record.position not in lane.acked and self.server.reads(group, record):
+                    lane.out.add(record.position)
+                    found.append(Delivery(record, group, lane.lease))
         return found
 
     def _lanes(self, group: str) -> list[Lane]:
         known = self.server.groups.get(group)
         return [] if known is None else [lane for lane in known[1] if lane.owner is self and lane.lease is not None]
-
-    def _out(self, group: str, lane: Lane) -> int:
-        return sum(record.position < lane.sent for record in self.server.wanted(group, lane))
 
     async def acknowledge(self, group: str, deliveries: Sequence[Delivery]) -> list[Delivery]:
         await asyncio.sleep(0)
@@ -207,6 +216,7 @@ class FakeBroker:
                 lost.append(delivery)
             else:
                 lane.acked.add(delivery.record.position)
+                lane.out.discard(delivery.record.position)
                 self.acknowledgements += 1
         self.server.changed()
         return lost
@@ -279,7 +289,7 @@ class FakeBroker:
             wanted = self.server.wanted(group, lane)
             first = wanted[0].position if wanted else len(self.server.log[lane.number])
             place = first if self.server.positions else None
-            found.append(LaneStatus(name, len(wanted), self._out(group, lane) if lane.owner is self else 0, next=place))
+            found.append(LaneStatus(name, len(wanted), len(lane.out) if lane.owner is self else 0, next=place))
         return found
 
     async def changed(self, wait_s: float) -> None:

@@ -11,12 +11,16 @@ import pytest
 
 from trilogue import Conflict, OutcomeUnknown, StorageFull, Unavailable
 from trilogue.stores import writer as module
+from trilogue.stores.dialect import SQLITE
 from trilogue.stores.sqlite import SqliteConnection, translate
 from trilogue.stores.writer import Again, Sql, Writer
 
 
 class Recorder:
     """A connection that writes down what is done to it, and fails where it is told."""
+
+    appends_last = False
+    dialect = SQLITE
 
     def __init__(self) -> None:
         self.sql = self

@@ -241,6 +241,24 @@ def derived_id(time_us: int, *parts: str | int) -> str:
     return _uuid((ms << 80) | (0x8 << 76) | ((tail >> 62) << 64) | (0b10 << 62) | (tail & ((1 << 62) - 1)))
 
 
+def caused_id(cause: str, *parts: str | int) -> str:
+    """The id of what an event led to, made of nothing but the event's id and these parts.
+
+    A broker delivers an event again, or twice, at another time and in another place: what it leads to is the same all the same.
+    """
+    return derived_id(_moment_in(cause), cause, *parts)
+
+
+def _moment_in(id: str) -> int:
+    """The time in a UUID of version 7 or 8, in microseconds; 0 in any other id."""
+    digits = id[:8] + id[9:13]
+    is_timed = len(id) == 36 and id[14] in "78" and _HEX.issuperset(digits)
+    return int(digits, 16) * 1_000 if is_timed else 0
+
+
+_HEX = frozenset("0123456789abcdef")
+
+
 def _uuid(number: int) -> str:
     text = f"{number:032x}"
     return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"

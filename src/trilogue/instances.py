@@ -19,7 +19,7 @@ import msgspec
 
 from trilogue.durations import Duration, microseconds, readable
 from trilogue.errors import DecodeError, OrphanedGroup, Reject, TrilogueError, TwiceNamed, UnknownEvent, Unsupported
-from trilogue.events import KEY_CHARS, Envelope, Record, as_datetime, derived_id, now_us
+from trilogue.events import KEY_CHARS, Envelope, Record, as_datetime, caused_id, now_us
 from trilogue.handlers import Context, Subscription, subscription
 from trilogue.ports import Db, Store, Transaction
 from trilogue.process import TIMER_TYPE, Due, Process, Reaction, Wiring, reaction_of, wiring_of
@@ -151,6 +151,17 @@ def _reset(wiring: Wiring, tx: Transaction) -> None:
     tx.clear_states(wiring.owner)
 
 
+def _begun_before(tx: Transaction, owner: str, at_us: int) -> str | None:
+    """The id of an instance that began no later than a moment."""
+    after = ""
+    while rows := tx.execute(_PAGE, (owner, after)):
+        for id, body in rows:
+            if msgspec.json.decode(body, type=_Kept).started_us <= at_us:
+                return str(id)
+        after = rows[-1][0]
+    return None
+
+
 def _handle(wiring: Wiring, source: str, event: Any, tx: Transaction, ctx: Context) -> Sequence[object]:
     """One record, in the settlement's transaction; returns what goes onto the log with it."""
     id, said = _addressed(wiring, event)
@@ -241,7 +252,7 @@ def _timer_envelope(wiring: Wiring, source: str, cause: Record, id: str, timer: 
     # The id comes from the cause: a replay waits for the very timer that was set the first time. When it is due is no part of
     # the data, because one id has one content however often it is set.
     return Envelope(
-        derived_id(cause.recorded_us, cause.id, wiring.owner, timer, n),
+        caused_id(cause.id, wiring.owner, timer, n),
         wiring.timer_type,
         msgspec.json.encode(_Fired(wiring.name, id, timer)),
         id,

@@ -17,7 +17,7 @@ from typing import Any
 from trilogue.codec import coder, envelope
 from trilogue.durations import microseconds
 from trilogue.errors import BadOption, Later, Reject, TrilogueError
-from trilogue.events import Delivery, Envelope, InTransaction, Record, Settlement, derived_id, is_event
+from trilogue.events import Delivery, Envelope, InTransaction, Record, Settlement, caused_id, is_event
 from trilogue.handlers import Context, Effect, Failed, Subscription
 from trilogue.ports import Db
 from trilogue.sealing import holds_sealed
@@ -212,7 +212,7 @@ class Outcomes:
             return []
         record, group, keys = delivery.record, self._sub.group.name, self._sub.keys
         return [
-            envelope(event, id=derived_id(record.recorded_us, record.id, group, n), source=self._source, cause=record, keys=keys)
+            envelope(event, id=caused_id(record.id, group, n), source=self._source, cause=record, keys=keys)
             for n, event in enumerate(events)
         ]
 

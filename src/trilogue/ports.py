@@ -429,6 +429,9 @@ class Store(Protocol):
     async def truncate_stream(self, stream: str, before: int) -> None:
         """Hide the records of a stream below a version; the next trim() may remove them. The newest one always stays."""
 
+    async def describe(self) -> dict[str, str]:
+        """What `trilogue doctor` prints: kind and version, what the durability rests on, integrity where it can be told."""
+
     async def rewrite(self) -> bool:
         """Write the files anew, so that nothing of what was deleted is left in them; False while a reader keeps old pages.
 

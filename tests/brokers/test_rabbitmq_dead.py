@@ -5,7 +5,7 @@ from amqp import envelope, envelopes, handled, numbers, opened, published, taken
 from common import run
 from services import rabbitmq_api, rabbitmq_vhost
 
-from trilogue.brokers.rabbitmq import RabbitMQ, topology
+from trilogue.brokers.rabbitmq import RabbitMQ, dead, topology
 from trilogue.errors import UnknownEvent
 from trilogue.events import Group
 
@@ -83,6 +83,20 @@ def test_looking_leaves_them_in_order_and_driving_again_takes_them_in_order() ->
                 # Nobody else sees them a second time.
                 assert len(await handled(broker, "others", 20)) == 20
                 assert await broker.receive("others", limit=1, wait_s=0.2) == []
+
+    run(main())
+
+
+def test_more_letters_than_are_looked_at_are_all_driven_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        monkeypatch.setattr(dead, "LOOKED_AT", 6)
+        monkeypatch.setattr(dead, "AT_ONCE", 4)
+        with rabbitmq_vhost() as url:
+            async with opened(url, WORKERS, direct=True) as broker:
+                await buried(broker, 20)
+                assert len(await broker.dead("workers")) == 6
+                assert await broker.redrive("workers") == 20
+                assert sorted(numbers(await taken(broker, "workers", 20))) == list(range(20))
 
     run(main())
 

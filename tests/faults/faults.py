@@ -10,10 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from crew import until
 from places import LEASE_S, NAMES, broker_of, database_of
 from scene import Result, Scene, judged, scene
-
-from crew import until
 from servers import sets
 
 FROZEN_S = 10.0

@@ -9,21 +9,21 @@ A name is what stands in the URL: sqlite, postgresql, or a broker and the store 
 import asyncio
 import contextlib
 import os
-import secrets
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Self
 
-TESTS = Path(__file__).resolve().parents[1]
-sys.path += [str(TESTS), str(TESTS / "processes")]
+# What is shared: proxies and servers, the checker of histories, the tools.
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+sys.path.append(str(Path(__file__).resolve().parents[1] / "processes"))
+sys.path.append(str(Path(__file__).resolve().parents[2] / "tools"))
 
 from proxy import Proxy, proxy_to, through
-from services import kafka_prefix, own_servers, postgresql_database, rabbitmq_vhost
-
 from servers import sets
 from servers.process import free_ports
+from services import kafka_prefix, own_servers, postgresql_database, rabbitmq_vhost
 
 NAMES = ("sqlite", "postgresql", "amqp+sqlite", "amqp+postgresql", "kafka+sqlite", "kafka+postgresql")
 SERVERS = {"postgresql": "postgresql", "amqp": "rabbitmq", "kafka": "kafka"}

@@ -1,6 +1,6 @@
 """One run: publishers and workers at one place, what is done to them, and what became of it.
 
-    open ─▶ warm up ─▶ the fault, once or several times ─▶ everybody works again? ─▶ quiet ─▶ drain ─▶ judge
+open ─▶ warm up ─▶ the fault, once or several times ─▶ everybody works again? ─▶ quiet ─▶ drain ─▶ judge
 """
 
 import contextlib
@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from places import LEASE_S, SESSION_S, Site, broker_of, database_of
-
 from checker import History, Verdict, check, load, rows
 from crew import Crew, until
+from places import LEASE_S, SESSION_S, Site, broker_of, database_of
 from workload import PLAIN, TABLES, is_poison
 
 WORKLOAD = Path(__file__).with_name("workload.py")

@@ -9,6 +9,7 @@ effect missing            stored, and no row of its effect      effect twice    
 dead letter lost          fails always, and is not kept         dead without cause        given up, and never failed by itself
 """
 
+import itertools
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -216,7 +217,7 @@ def _without_cause(history: History, runs: list[Handling]) -> list[tuple[Handlin
         published_again = max(history.begun[step] - history.rejected[step] - 1, 0)
         pairs = [
             (one, other)
-            for one, other in zip(of_step, of_step[1:], strict=False)
+            for one, other in itertools.pairwise(of_step)
             if not any(i.is_between(one, other) for i in history.interruptions)
         ]
         wrong += pairs[published_again:]

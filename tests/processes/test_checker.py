@@ -24,7 +24,7 @@ def clean() -> History:
     handlings += [Handling("a", n, 1_000 + n * 10, 1_000 + n * 10 + 9, 8) for n in range(40, 50)]
     return History(
         begun=Counter([*STEPS, ("a", 50), ("r", 0)]),
-        stored={step: 1 for step in STEPS},
+        stored=dict.fromkeys(STEPS, 1),
         unknown=Counter([("a", 50)]),
         rejected=Counter([("r", 0)]),
         handlings=handlings,
@@ -206,7 +206,9 @@ def test_what_was_in_a_queue_that_was_deleted_may_be_gone() -> None:
 
 def test_a_line_cut_off_by_a_kill_is_left_out(tmp_path: Path) -> None:
     publish = '{"key": "a", "from": 0, "to": 2, "outcome": "stored", "at": 5}\n{"key": "a", "fr'
-    entered = '{"run": 1, "group": "plain", "key": "a", "n": 0, "at": 1}\n{"run": 2, "group": "plain", "key": "a", "n": 1, "at": 3}\n'
+    entered = (
+        '{"run": 1, "group": "plain", "key": "a", "n": 0, "at": 1}\n{"run": 2, "group": "plain", "key": "a", "n": 1, "at": 3}\n'
+    )
     (tmp_path / "publish-1.jsonl").write_text(publish)
     (tmp_path / "handle-2.jsonl").write_text(entered + '{"run": 1, "ok": true, "at": 2}\n{"run": 2, "o')
     (tmp_path / "interruptions.jsonl").write_text('{"at": 4, "until": 5, "pids": [2]}\n')

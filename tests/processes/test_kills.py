@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import apsw
@@ -81,8 +81,6 @@ def judge(crew: Crew) -> Verdict:
     print(f"{len(history.stored)} stored, {len(history.handlings)} handled, {verdict.repeated} repeated", verdict.summary())
     assert verdict.is_clean, verdict.summary()
     return verdict
-
-
 
 
 def test_killed_every_second(crew: Crew) -> None:

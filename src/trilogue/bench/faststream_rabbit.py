@@ -25,9 +25,8 @@ def _exchange(at: Place) -> RabbitExchange:
 
 
 def _queue(at: Place, type_name: str) -> RabbitQueue:
-    return RabbitQueue(
-        queue_of(at, type_name), queue_type=QueueType(raw_pika.queue_type_of(at)), durable=True, routing_key=type_name
-    )
+    kind = QueueType(raw_pika.queue_type_of(at))
+    return RabbitQueue(queue_of(at, type_name), kind, durable=True, routing_key=type_name)  # type: ignore[call-overload, no-any-return]
 
 
 def _broker(at: Place) -> RabbitBroker:

@@ -16,18 +16,20 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from time import monotonic
 
-from trilogue.brokers.received import Received, Work
+from trilogue.brokers.received import Received, Work, status_of
 from trilogue.brokers.refused import Refused
 from trilogue.durations import readable
 from trilogue.errors import LeaseLost, LogError, Rejected, StorageFull, Unavailable, UnknownEvent
 from trilogue.events import Delivery, Durability, Envelope, Group, InTransaction, Receipt, Settlement
 from trilogue.features import WAIT_IN_HAND_US, refusal
 from trilogue.ports import ANY_VERSION, Broker, Db, DeadLetter, Feature, GroupStatus, SeekTo, Status
+from trilogue.stores.append import check_envelope
 
 RECEIVE_RECORDS = 1_000
 RECEIVE_WAIT_S = 60.0
 BACKOFF_S = 1.0
 COUNTED_DEAD = 1_000
+MOST_BYTES = 1 << 30
 
 log = logging.getLogger("trilogue")
 
@@ -78,16 +80,18 @@ class Direct(Refused):
 
     async def publish(self, envelopes: Sequence[Envelope]) -> list[Receipt | LogError]:
         """Publish in order, each with its own outcome."""
-        return await self._opened().publish(envelopes)
+        broker = self._opened()
+        refused = [_refused(envelope) for envelope in envelopes]
+        sent = iter(await broker.publish([envelope for envelope, error in zip(envelopes, refused, strict=True) if not error]))
+        return [error or next(sent) for error in refused]
 
     async def append(self, envelopes: Sequence[Envelope], *, expected: tuple[str, int] | None = None) -> list[int]:
         """Publish; raises the first error if one of them was not stored. Returns offsets, 0 where there are none."""
-        broker = self._opened()
         if expected is not None:
             version = "any version" if expected[1] == ANY_VERSION else f"version {expected[1]}"
             self.refuse(f"an event cannot be appended to stream {expected[0]!r} at {version}", Feature.EXPECTED)
         positions = []
-        for outcome in await broker.publish(envelopes):
+        for outcome in await self.publish(envelopes):
             if isinstance(outcome, LogError):
                 raise outcome
             positions.append(outcome.position or 0)
@@ -242,7 +246,7 @@ class Direct(Refused):
         """Publish what they emit, in order; those whose emits are all confirmed are done."""
         ready = [each for each in work.emitting if not reading.is_behind(each.delivery)]
         work.back += [each.delivery for each in work.emitting if reading.is_behind(each.delivery)]
-        outcomes = iter(await self._broker.publish([envelope for each in ready for envelope in each.emits]))
+        outcomes = iter(await self._outcomes([envelope for each in ready for envelope in each.emits]))
         for each in ready:
             errors = [outcome for outcome in [next(outcomes) for _ in each.emits] if isinstance(outcome, LogError)]
             if reading.is_behind(each.delivery):  # one of its key has just failed: it is handled again behind that
@@ -256,15 +260,21 @@ class Direct(Refused):
             else:
                 self._once_more(reading, each.delivery, f"what its handler emits was not confirmed: {errors[0]}")
 
+    async def _outcomes(self, envelopes: Sequence[Envelope]) -> Sequence[Receipt | LogError]:
+        try:
+            return await self.publish(envelopes)
+        except Exception as error:  # whatever it is: deliveries that nobody settles would be out for ever
+            return [Unavailable(f"{type(error).__qualname__}: {error}")] * len(envelopes)
+
     async def _bury(self, reading: Received, work: Work, settlement: Settlement) -> None:
-        delivery, error, trace = settlement.delivery, settlement.error, settlement.traceback
-        name = reading.group.name
+        delivery, name = settlement.delivery, reading.group.name
+        error, trace = (text.encode("utf-8", "backslashreplace").decode() for text in (settlement.error, settlement.traceback))
         try:
             await self._broker.dead_letter(name, delivery, attempts=delivery.attempt, error=error, traceback=trace)
         except LeaseLost:
             work.lost.append(delivery)
             reading.over(delivery)
-        except LogError as failure:
+        except Exception as failure:  # whatever it is, as above
             self._once_more(reading, delivery, f"it could not be put with the dead letters: {failure}")
         else:
             reading.failed += 1
@@ -331,15 +341,25 @@ class Direct(Refused):
 
     async def dead(self, group: str | None, *, after: int = 0, limit: int = 100) -> list[DeadLetter]:
         """Dead letters the broker keeps."""
+        if group is not None:
+            await self._check_known(group)
         return await self._opened().dead(group, after=after, limit=limit)
 
     async def redrive(self, group: str, positions: Sequence[int] | None = None) -> int:
         """Give dead letters back to their group."""
+        await self._check_known(group)
         return await self._opened().redrive(group, positions)
 
     async def drop_dead(self, group: str, positions: Sequence[int] | None = None) -> int:
         """Forget dead letters."""
+        await self._check_known(group)
         return await self._opened().drop_dead(group, positions)
+
+    async def _check_known(self, group: str) -> None:
+        """Raise UnknownEvent for a name that is a slip, where the broker can list its groups; the others look by themselves."""
+        names = await self._opened().groups() if self._in_place else [group]
+        if group not in names:
+            raise UnknownEvent(f"there is no group {group!r} on {self.url}; there are {', '.join(names) or 'none yet'}")
 
     # ── looking ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -367,25 +387,14 @@ class Direct(Refused):
         return Status(self.url, 0, 0, {}, 0, 0, [await self._group_status(broker, name) for name in names])
 
     async def _group_status(self, broker: Broker, name: str) -> GroupStatus:
-        reading = self._readings.get(name)
-        lanes = await broker.lanes(name)
-        in_hand = len(reading.in_hand) if reading else 0
-        return GroupStatus(
-            name=name,
-            app=reading.group.app if reading else "",
-            patterns=reading.group.patterns if reading else (),
-            ordered=reading.group.ordered if reading else False,
-            paused=False,
-            workers=int(reading is not None),
-            lag=sum(lane.lag or 0 for lane in lanes),
-            lag_at_least=any(lane.lag is None for lane in lanes),
-            lag_s=max((lane.stalled_s for lane in lanes), default=0.0),
-            in_flight=reading.gate.out - in_hand if reading else 0,
-            retrying=in_hand,
-            waiting=0,
-            parked=0,
-            dead=len(await broker.dead(name, limit=COUNTED_DEAD)),
-            done=reading.done if reading else 0,
-            failed=reading.failed if reading else 0,
-            rate=0.0,
-        )
+        dead = len(await broker.dead(name, limit=COUNTED_DEAD))
+        return status_of(name, self._readings.get(name), await broker.lanes(name), dead)
+
+
+def _refused(envelope: Envelope) -> Rejected | None:
+    """Why no log takes this envelope; how large one may be is the broker's own business."""
+    try:
+        check_envelope(envelope, MOST_BYTES)
+    except Rejected as error:
+        return error
+    return None

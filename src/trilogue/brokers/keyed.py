@@ -1,19 +1,19 @@
 """Which deliveries of a broker may be out now: one claim per key, in the order of their lane. Pure: no clock, no I/O.
 
-    receive ──admit──▶ a: [k1 k2 k3]   ──take──▶ k1 out          what follows of a waits until k1 is answered
-                       b: [k4]                   k4 out
-                       c: [k5]         ──check─▶ c has held rows in the store: is that still so? k5 joins them, or may go
+    receive ──admit──▶ ready    k1(a) k2(b) k4(c)   ──take──▶ out      in the order in which they came
+                       waiting  a: k3                                  until what is out of a is answered
+                       check    d: k5               ──────▶ store      d has held rows there: is that still so?
 
-A key is in one of four places: idle (not here), ready (in the queue, its deliveries may go), out (lent, or being looked up in
-the store), or waiting for what is out. `held` are the keys that have rows in the store as far as is known: too many of them
-cost a look each, one too few would let a record overtake, so whoever adds rows says so here before the key is free.
+`held` are the keys that have rows in the store as far as is known: too many of them cost a look each, one too few would let a
+record overtake, so whoever adds rows says so here before the key is free.
 
 Deliveries carry their number in `span`: what is given back goes in front of what came after it.
 """
 
 from bisect import insort
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from heapq import heapify, heappop, heappush
 
 from trilogue.events import Delivery
 
@@ -23,13 +23,14 @@ WAITING_BYTES = 32 << 20
 
 
 class Key:
-    """One key that has something here. out: lent or being looked up. queued: in the queue of those that may go."""
+    """One key that has something here. out: lent or looked up. ready: of it in the queue. checking: to be looked up."""
 
-    __slots__ = ("out", "queued", "waiting")
+    __slots__ = ("checking", "out", "ready", "waiting")
 
     def __init__(self) -> None:
         self.out = 0
-        self.queued = False
+        self.ready = 0
+        self.checking = False
         self.waiting: list[Delivery] = []
 
 
@@ -47,8 +48,9 @@ class KeyedGate:
         self._bytes = 0
         self._crowded = 0
         self._number = 0
+        self._most = 1
         self._keys: dict[str, Key] = {}
-        self._ready: deque[str | Delivery] = deque()
+        self._ready: list[tuple[int, Delivery]] = []  # a heap
         self._to_check: deque[str] = deque()
 
     # ── what came ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -62,19 +64,44 @@ class KeyedGate:
             self._bytes += len(delivery.record.data)
             name = delivery.record.key
             if name is None or not self.ordered:
-                self._ready.append(delivery)
+                heappush(self._ready, (self._number, delivery))
                 continue
             key = self._keys.get(name)
             if key is None:
                 key = self._keys[name] = Key()
-            key.waiting.append(delivery)
-            self._crowded += len(key.waiting) == WAITING_PER_KEY
-            if not (key.out or key.queued):
-                self._queue(name, key)
+            if key.out or key.waiting or name in self.held:
+                self._wait(key, delivery)
+                self._move_on(name, key)
+            else:
+                key.ready += 1
+                heappush(self._ready, (self._number, delivery))
 
-    def _queue(self, name: str, key: Key) -> None:
-        key.queued = True
-        (self._to_check if name in self.held else self._ready).append(name)
+    def _wait(self, key: Key, delivery: Delivery) -> None:
+        insort(key.waiting, delivery, key=_number)
+        self._crowded += len(key.waiting) == WAITING_PER_KEY
+
+    def _move_on(self, name: str, key: Key) -> None:
+        """What waits of a key that is not out may go, or has to be looked up; or there is nothing left of it."""
+        if key.out or key.ready or key.checking:
+            return
+        if not key.waiting:
+            del self._keys[name]
+        elif name in self.held:
+            key.checking = True
+            self._to_check.append(name)
+        else:
+            # Not more than a claim can take: what is not taken with the first of its key comes back to wait.
+            run = self._cut(key, self._most)
+            key.ready = len(run)
+            for delivery in run:
+                heappush(self._ready, (delivery.span, delivery))
+
+    def _cut(self, key: Key, count: int) -> list[Delivery]:
+        """The first that wait of a key; they wait no more."""
+        run, rest = key.waiting[:count], key.waiting[count:]
+        self._crowded -= len(key.waiting) >= WAITING_PER_KEY > len(rest)
+        key.waiting = rest
+        return run
 
     @property
     def is_full(self) -> bool:
@@ -83,7 +110,7 @@ class KeyedGate:
 
     @property
     def ready(self) -> int:
-        """How many keys, and deliveries without order, may go."""
+        """How many deliveries may go."""
         return len(self._ready)
 
     @property
@@ -94,63 +121,47 @@ class KeyedGate:
     # ── lending ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def take(self, limit: int) -> list[Delivery]:
-        """Lend up to `limit` deliveries, those of a key together."""
+        """Lend up to `limit` deliveries, in the order in which they came."""
+        self._most = max(1, limit)
         taken: list[Delivery] = []
+        fresh: set[str] = set()
+        back: dict[str, Key] = {}
         while self._ready and len(taken) < limit:
-            entry = self._ready.popleft()
-            if not isinstance(entry, str):
-                self._leaves((entry,))
-                if not entry.lease.revoked:
-                    self.out += 1
-                    taken.append(entry)
-            elif entry in self.held:  # learnt since it was queued
-                self._to_check.append(entry)
-            else:
-                run = self._run_of(entry, limit - len(taken))
-                self.out += len(run)
-                taken += run
+            delivery = heappop(self._ready)[1]
+            name = delivery.record.key
+            if name is not None and self.ordered:
+                key = self._keys[name]
+                key.ready -= 1
+                if delivery.lease.revoked or name in self.held or (key.out and name not in fresh):
+                    back[name] = key
+                    if not delivery.lease.revoked:
+                        self._wait(key, delivery)
+                        continue
+                else:
+                    fresh.add(name)
+                    key.out += 1
+            self._leaves((delivery,))
+            if not delivery.lease.revoked:
+                taken.append(delivery)
+        self.out += len(taken)
+        for name, key in back.items():
+            self._move_on(name, key)
         return taken
-
-    def _run_of(self, name: str, limit: int) -> list[Delivery]:
-        """The first deliveries of a key that is in the queue; it is out with them."""
-        key = self._keys[name]
-        key.queued = False
-        if key.out:  # a held record of it was lent meanwhile
-            return []
-        self._drop_revoked_of(key)
-        run, rest = key.waiting[:limit], key.waiting[limit:]
-        self._keep(key, rest, run)
-        key.out = len(run)
-        if not run:
-            self._settle_down(name, key)
-        return run
-
-    def _drop_revoked_of(self, key: Key) -> None:
-        gone = [delivery for delivery in key.waiting if delivery.lease.revoked]
-        if gone:
-            self._keep(key, [delivery for delivery in key.waiting if not delivery.lease.revoked], gone)
-
-    def _keep(self, key: Key, rest: list[Delivery], gone: Sequence[Delivery]) -> None:
-        """What waits of a key becomes less."""
-        self._crowded -= len(key.waiting) >= WAITING_PER_KEY > len(rest)
-        key.waiting = rest
-        self._leaves(gone)
 
     def _leaves(self, deliveries: Sequence[Delivery]) -> None:
         self.waiting -= len(deliveries)
         self._bytes -= sum(len(delivery.record.data) for delivery in deliveries)
 
-    def lend_held(self, delivery: Delivery) -> bool:
-        """A held record of the store is to be lent: its key is out with it; False if the key is out already."""
+    def may_lend(self, delivery: Delivery) -> bool:
+        """Whether a held record of the store may be lent now: not while something else of its key is out here."""
         name = delivery.record.key
-        if name is not None and self.ordered:
-            key = self._keys.get(name)
-            if key is not None and key.out:
-                return False
-            self.held.add(name)
-        return True
+        if name is None or not self.ordered:
+            return True
+        self.held.add(name)
+        key = self._keys.get(name)
+        return key is None or not key.out
 
-    def held_out(self, deliveries: Iterable[Delivery]) -> None:
+    def lend_held(self, deliveries: Iterable[Delivery]) -> None:
         """These held records are lent."""
         for delivery in deliveries:
             self.out += 1
@@ -164,38 +175,22 @@ class KeyedGate:
         """A lent delivery is over: it was done, or is held in the store, whose key then is in `held`."""
         self.out -= 1
         name = delivery.record.key
-        if name is None or not self.ordered:
-            return
-        key = self._keys[name]
-        key.out -= 1
-        if not key.out:
-            self._settle_down(name, key)
+        if name is not None and self.ordered:
+            key = self._keys[name]
+            key.out -= 1
+            self._move_on(name, key)
 
     def give_back(self, delivery: Delivery) -> None:
         """A lent delivery goes back to where it was, in front of what came after it; nothing, if its lane is lost."""
         if not delivery.lease.revoked:
-            self._return(delivery)
+            self.waiting += 1
+            self._bytes += len(delivery.record.data)
+            name = delivery.record.key
+            if name is None or not self.ordered:
+                heappush(self._ready, (delivery.span, delivery))
+            else:
+                self._wait(self._keys[name], delivery)
         self.finish(delivery)
-
-    def _return(self, delivery: Delivery) -> None:
-        self.waiting += 1
-        self._bytes += len(delivery.record.data)
-        name = delivery.record.key
-        if name is None or not self.ordered:
-            self._ready.appendleft(delivery)
-            return
-        key = self._keys[name]
-        insort(key.waiting, delivery, key=_number)
-        self._crowded += len(key.waiting) == WAITING_PER_KEY
-
-    def _settle_down(self, name: str, key: Key) -> None:
-        """Nothing of a key is out: what waits may go, or there is nothing left."""
-        if key.queued:
-            return
-        if key.waiting:
-            self._queue(name, key)
-        else:
-            del self._keys[name]
 
     # ── what is looked up in the store ───────────────────────────────────────────────────────────────────────────────
 
@@ -212,9 +207,17 @@ class KeyedGate:
         """Deliveries whose keys may be held, to be looked up and answered with finish() or give_back(); they count as lent."""
         found: list[Delivery] = []
         while self._to_check and len(found) < limit:
-            run = self._run_of(self._to_check.popleft(), limit - len(found))
-            self.out += len(run)
+            name = self._to_check.popleft()
+            key = self._keys[name]
+            key.checking = False
+            if key.out:  # a held record of it was lent meanwhile
+                continue
+            run = self._cut(key, limit - len(found))
+            self._leaves(run)
+            key.out = len(run)
             found += run
+            self._move_on(name, key)
+        self.out += len(found)
         return found
 
     def not_held(self, name: str) -> None:
@@ -223,24 +226,32 @@ class KeyedGate:
 
     def drop_revoked(self) -> None:
         """Forget what came from lanes that are lost: it comes again."""
-        for key in self._keys.values():
-            self._drop_revoked_of(key)  # one that is in the queue stays there: it is found empty
-        loose = [entry for entry in self._ready if not isinstance(entry, str) and entry.lease.revoked]
-        if loose:
-            self._leaves(loose)
-            gone = {entry.span for entry in loose}
-            self._ready = deque(entry for entry in self._ready if isinstance(entry, str) or entry.span not in gone)
+        for delivery in self._remove(lambda delivery: delivery.lease.revoked):
+            self._leaves((delivery,))
 
     def clear(self) -> list[Delivery]:
         """Everything that is here and not lent, in order; nothing of it is here any more."""
-        found_loose = [entry for entry in self._ready if not isinstance(entry, str)]
-        found = list(found_loose)
-        for key in self._keys.values():
-            found += key.waiting
-            self._keep(key, [], key.waiting)
-        self._leaves(found_loose)
-        self._ready = deque(entry for entry in self._ready if isinstance(entry, str))
+        found = self._remove(lambda _: True)
+        self._leaves(found)
         return sorted(found, key=_number)
+
+    def _remove(self, goes: Callable[[Delivery], bool]) -> list[Delivery]:
+        found = [delivery for _, delivery in self._ready if goes(delivery)]
+        if found:
+            self._ready = [entry for entry in self._ready if not goes(entry[1])]
+            heapify(self._ready)
+        for delivery in found:
+            if delivery.record.key is not None and self.ordered:
+                self._keys[delivery.record.key].ready -= 1
+        for name, key in list(self._keys.items()):
+            gone = [delivery for delivery in key.waiting if goes(delivery)]
+            if gone:
+                rest = [delivery for delivery in key.waiting if not goes(delivery)]
+                self._crowded -= len(key.waiting) >= WAITING_PER_KEY > len(rest)
+                key.waiting = rest
+                found += gone
+            self._move_on(name, key)
+        return found
 
 
 def _number(delivery: Delivery) -> int:

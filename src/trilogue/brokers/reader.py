@@ -29,6 +29,7 @@ from trilogue.relay import Outcome, Publish, confirmed, is_refused
 WAIT_S = 60.0
 PAUSED_LOOK_S = 0.25
 DIVERT_RECORDS = 1_000
+LANE_RECORDS = 200
 BACKOFF_S = 1.0
 STOP_S = 5.0
 
@@ -68,7 +69,7 @@ class Reader:
         self._marks = Marks(0, -1, paused=False)
         self._quiet: dict[str, int] = {}
         self._wake, self._room, self._check = asyncio.Event(), asyncio.Event(), asyncio.Event()
-        self._open: set[asyncio.Task[list[Delivery]]] = set()
+        self._open: set[asyncio.Future[list[Delivery]]] = set()
         self._emitting = asyncio.Lock()
         self._loops: list[asyncio.Task[None]] = []
         self._stopping = False
@@ -140,13 +141,23 @@ class Reader:
 
     def _lend_held(self, limit: int) -> list[Delivery]:
         self._held = [delivery for delivery in self._held if not delivery.lease.revoked]
-        lent = [delivery for delivery in self._held if self._gate.lend_held(delivery)][:limit]
-        if not lent:
+        may = [delivery for delivery in self._held if self._gate.may_lend(delivery)]
+        if not may:
             return []
-        is_lent = set(map(id, lent))
-        self._held = [delivery for delivery in self._held if id(delivery) not in is_lent]
-        self._gate.held_out(lent)
+        lent = _first_of_each(may, limit) if self.group.ordered else may[:limit]
+        self._gate.lend_held(lent)
+        # What follows of a key that is lent goes back: how the first of it ends decides about it.
+        keys = {delivery.record.key for delivery in lent} - {None} if self.group.ordered else set()
+        gone = set(map(id, lent))
+        rest = [delivery for delivery in self._held if id(delivery) not in gone]
+        self._return_held([delivery for delivery in rest if delivery.record.key in keys])
+        self._held = [delivery for delivery in rest if delivery.record.key not in keys]
         return lent
+
+    def _return_held(self, deliveries: Sequence[Delivery]) -> None:
+        if deliveries:
+            settling = self._store.settle(self.name, [Settlement(delivery, "release") for delivery in deliveries])
+            self._begin(settling)
 
     # ── what comes in ────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -163,7 +174,8 @@ class Reader:
                 await self._refresh()
             await self._broker.resume(self.name)
             self._wake.set()
-        limit = self._limit - self._gate.ready
+        # A lane that is ours alone is received in larger parts: each is one look, and maybe one transaction, of the store.
+        limit = max(self._limit, LANE_RECORDS if self.group.ordered else 1) - self._gate.ready
         deliveries = await self._broker.receive(self.name, limit=limit, wait_s=WAIT_S)
         if deliveries:
             await self._admit(deliveries)
@@ -272,10 +284,13 @@ class Reader:
         plan = self._sorted(answers)
         self._free()
         # A task of its own: whoever waits for it may be cancelled between the commit and the acknowledgement.
-        task = asyncio.create_task(self._carry_out(plan))
+        return asyncio.shield(self._begin(self._carry_out(plan)))
+
+    def _begin(self, settling: Awaitable[list[Delivery]]) -> "asyncio.Future[list[Delivery]]":
+        task = asyncio.ensure_future(settling)
         self._open.add(task)
         task.add_done_callback(self._carried_out)
-        return asyncio.shield(task)
+        return task
 
     def _sorted(self, answers: Sequence[Answer]) -> _Answers:
         plan = _Answers()
@@ -311,7 +326,7 @@ class Reader:
         else:
             plan.stored.append(work)
 
-    def _carried_out(self, task: "asyncio.Task[list[Delivery]]") -> None:
+    def _carried_out(self, task: "asyncio.Future[list[Delivery]]") -> None:
         self._open.discard(task)
         self._free()
 
@@ -437,6 +452,19 @@ def deliveries_of(answer: Answer) -> Sequence[Delivery]:
 def lane_of(record: Record) -> str:
     """The lane a record came from, as Progress and LaneStatus name it."""
     return "" if record.topic is None else f"{record.topic}[{record.partition}]"
+
+
+def _first_of_each(deliveries: Sequence[Delivery], limit: int) -> list[Delivery]:
+    """At most `limit` of them in order, the first of each key before what follows it: many keys go on rather than one far."""
+    seen: set[str] = set()
+    heads, rest = [], []
+    for delivery in deliveries:
+        key = delivery.record.key
+        (rest if key in seen else heads).append(delivery)
+        if key is not None:
+            seen.add(key)
+    chosen = set(map(id, [*heads, *rest][:limit]))
+    return [delivery for delivery in deliveries if id(delivery) in chosen]
 
 
 def _refused(delivery: Delivery, outcomes: Sequence[Outcome]) -> Settlement:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from trilogue.brokers.keyed import KeyedGate
 from trilogue.errors import LogError
 from trilogue.events import Delivery, Group, Settlement
+from trilogue.ports import GroupStatus, LaneStatus
 
 REMEMBERED = 10_000
 
@@ -98,3 +99,27 @@ class Received:
     def is_behind(self, delivery: Delivery) -> bool:
         """Whether a record before it of the same key is to be tried again first."""
         return self.group.ordered and delivery.record.key is not None and delivery.record.key in self.troubled
+
+
+def status_of(name: str, received: Received | None, lanes: Sequence[LaneStatus], dead: int) -> GroupStatus:
+    """How far a group is, as the broker tells and as this process knows. received: None if it does not work for it."""
+    in_hand = len(received.in_hand) if received else 0
+    return GroupStatus(
+        name=name,
+        app=received.group.app if received else "",
+        patterns=received.group.patterns if received else (),
+        ordered=received.group.ordered if received else False,
+        paused=False,
+        workers=int(received is not None),
+        lag=sum(lane.lag or 0 for lane in lanes),
+        lag_at_least=any(lane.lag is None for lane in lanes),
+        lag_s=max((lane.stalled_s for lane in lanes), default=0.0),
+        in_flight=received.gate.out - in_hand if received else 0,
+        retrying=in_hand,
+        waiting=0,
+        parked=0,
+        dead=dead,
+        done=received.done if received else 0,
+        failed=received.failed if received else 0,
+        rate=0.0,
+    )

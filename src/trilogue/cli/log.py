@@ -9,14 +9,14 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
 from trilogue.brokers import DEFAULT_STORE, open_log
 from trilogue.errors import Unavailable, UnknownEvent, Unsupported
 from trilogue.ports import Feature, GroupStatus, Query, Status, Store
-from trilogue.stores.store import SqlStore
+from trilogue.urls import split
 
 DEFAULT_URL = "sqlite:///trilogue.db"
 
@@ -59,7 +59,7 @@ async def opened(log: Log, *, create: bool = False) -> AsyncIterator[Store]:
     create: whether a file that is not there is made; otherwise Unavailable is raised and nothing is left behind.
     """
     store = log.open()
-    _check_reachable(store, create)
+    check_reachable(store, create=create)
     await store.open()
     try:
         yield store
@@ -67,12 +67,14 @@ async def opened(log: Log, *, create: bool = False) -> AsyncIterator[Store]:
         await store.close()
 
 
-def _check_reachable(store: Store, create: bool) -> None:
+def check_reachable(store: Store, *, create: bool) -> None:
+    """Raise Unsupported for a log that no other process can reach, Unavailable for a file that is not there and is not made."""
     if Feature.SHARED not in store.features:
         raise Unsupported(f"{store.url} lives inside one process and cannot be reached from another: use sqlite:///FILE")
-    if not create and isinstance(store, SqlStore) and not Path(store.path).exists():
-        where = "publish something, or say where it is with --url or TRILOGUE_URL"
-        raise Unavailable(f"there is no log at {store.path}: {where}")
+    behind: Any = getattr(store, "store", store)  # of a broker
+    if not create and split(behind.url).scheme == "sqlite" and not Path(behind.path).exists():
+        options = "--url or TRILOGUE_URL" if behind is store else "--store or TRILOGUE_STORE"
+        raise Unavailable(f"there is no log at {behind.path}: publish something, or say where it is with {options}")
 
 
 def near(name: str, names: Iterable[str], *, likeness: float = 0.6) -> str:

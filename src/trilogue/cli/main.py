@@ -27,6 +27,7 @@ from trilogue.cli import (
     certify,
     demo,
     describe,
+    doctor,
     erase,
     groups,
     processes,
@@ -78,6 +79,7 @@ cli.command(sagas)
 cli.command(tables)
 cli.command(schemas)
 cli.command(describe.describe)
+cli.command(doctor.doctor)
 cli.command(certify.certify)
 cli.command(bench.bench)
 dead.command(show.dead_list, name="list")

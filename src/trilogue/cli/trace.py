@@ -13,7 +13,7 @@ from trilogue.cli.log import DEFAULT_LOG, Json, Log, opened
 from trilogue.cli.output import record_fields, safe, say, say_json, shown, stamp
 from trilogue.cli.show import MOST, PAGE
 from trilogue.errors import TrilogueError
-from trilogue.events import Record, derived_id
+from trilogue.events import Record, caused_id
 from trilogue.history import Traced, traced
 from trilogue.ports import Query, Store
 
@@ -60,7 +60,7 @@ def emitters(found: Sequence[Traced], groups: Sequence[str]) -> dict[str, str]:
 def _made(cause: Record, ids: set[str], groups: Sequence[str]) -> Iterator[tuple[str, str]]:
     for group in groups:
         for n in range(len(ids)):
-            id = derived_id(cause.recorded_us, cause.id, group, n)
+            id = caused_id(cause.id, group, n)
             if id in ids:
                 yield id, group
 

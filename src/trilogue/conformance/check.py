@@ -3,6 +3,7 @@
 sqlite:///video.db ──▶ folder/trilogue-certify-…/<promise>.db, removed afterwards; what the URL names is not touched
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -10,6 +11,8 @@ from typing import Literal
 from trilogue.brokers import DEFAULT_STORE, is_broker, open_log
 from trilogue.conformance.places import Place, folder_beside, place_of
 from trilogue.conformance.tools import PROMISES, Promise, Skipped
+
+PROMISE_S = 120.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +41,14 @@ async def check(url: str, promises: Sequence[Promise] = PROMISES, *, store: str 
 async def _outcome(promise: Promise, place: Place) -> Outcome:
     try:
         try:
-            await promise.keep(place.open)
+            async with asyncio.timeout(PROMISE_S):
+                await promise.keep(place.open)
         finally:
             await place.remove()
     except Skipped as missing:
         return Outcome(promise, "skipped", str(missing))
+    except TimeoutError:
+        return Outcome(promise, "broken", f"it came to no end within {PROMISE_S:.0f} s")
     except Exception as error:  # whatever goes wrong, the promise is not kept
         return Outcome(promise, "broken", f"{type(error).__name__}: {error}")
     return Outcome(promise, "kept")

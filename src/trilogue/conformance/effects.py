@@ -56,7 +56,7 @@ async def promise_effects_happen_with_the_settlement(make_store: MakeStore) -> N
     async with Bench(make_store) as bench:
         store = await _with_table(bench, "a")
         await store.append([envelope(n, f"k{n}") for n in range(4)])
-        out = await take(store, "a", 4)
+        out = sorted(await take(store, "a", 4), key=number)
 
         def fail(db: Db) -> None:
             _see("a", 100, db)
@@ -119,7 +119,8 @@ async def promise_one_failing_group_harms_no_other(make_store: MakeStore) -> Non
         for name in others:
             same(await _seen(store, name), [0, 1, 2, 3, 4], f"effects of {name}, each once")
         same(await _seen(store, "bad"), [0, 4], "the good effects of the bad group, each once")
-        same([r.type for r in await store.read(Query(after=5))], ["new.kind", "newer.kind"], "what was published meanwhile")
+        if Feature.HISTORY in store.features:
+            same([r.type for r in await store.read(Query(after=5))], ["new.kind", "newer.kind"], "what was published meanwhile")
         bad_status = next(each for each in (await store.status()).groups if each.name == "bad")
         same((bad_status.done, bad_status.failed, bad_status.retrying), (2, 3, 3), "done, failed, retrying of the bad group")
 
@@ -130,7 +131,7 @@ async def promise_a_batch_is_one_effect(make_store: MakeStore) -> None:
     async with Bench(make_store) as bench:
         store = await _with_table(bench, "a")
         await store.append([envelope(n, f"k{n}") for n in range(6)])
-        out = await take(store, "a", 6)
+        out = sorted(await take(store, "a", 6), key=number)
 
         def run(db: Db) -> list[Settlement]:
             for delivery in out[:3]:

@@ -133,9 +133,17 @@ class Bench:
             await store.crash()
             return
         # Reached into, because a product with a method that kills its store would be a loaded gun.
-        store._watching.cancel()
-        await asyncio.gather(store._watching, return_exceptions=True)
+        if hasattr(store, "broker"):
+            await _cancelled(*store._tasks)
+            store = store.store
+        await _cancelled(store._watching)
         store._db.writer._tick = None
+
+
+async def _cancelled(*tasks: "asyncio.Task[None]") -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def group(name: str = "readers", *patterns: str, ordered: bool = True, has_effects: bool = False) -> Group:

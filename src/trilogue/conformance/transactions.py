@@ -155,7 +155,7 @@ async def promise_nothing_happens_after_an_undone_transaction(make_store: MakeSt
         await store.append([envelope(1)], expected=("a", 0))
 
 
-@promise(Feature.EFFECTS, Feature.EXPECTED)
+@promise(Feature.EFFECTS, Feature.EXPECTED, Feature.HISTORY)
 async def promise_an_interrupted_transaction_harms_no_other(make_store: MakeStore) -> None:
     """A transaction whose SQL is interrupted fails alone, whatever is written at the same moment; its work is not done again."""
     async with Bench(make_store) as bench:

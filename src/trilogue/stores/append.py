@@ -14,8 +14,8 @@ from trilogue.errors import Conflict, Rejected, StreamClosed
 from trilogue.events import EARLIEST_US, KEY_CHARS, LATEST_US, MOST_VERSION, Envelope
 from trilogue.patterns import TYPE_CHARS
 from trilogue.ports import ANY_VERSION, SLOTS
-from trilogue.stores.log import COLUMNS, Row, StreamMarks, Types, newest, note_places, record_of, slot_of, stream_marks
 from trilogue.stores.dialect import Sql
+from trilogue.stores.log import COLUMNS, Row, StreamMarks, Types, newest, note_places, record_of, slot_of, stream_marks
 
 PAYLOAD_BYTES = 1 << 20
 ID_CHARS = 255

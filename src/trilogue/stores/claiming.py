@@ -6,9 +6,9 @@ from typing import Any
 from trilogue.events import Record
 from trilogue.gate import NEVER_US, HeldRow
 from trilogue.ports import SLOTS
+from trilogue.stores.dialect import Sql
 from trilogue.stores.groups import DEAD, PARKED, READY
 from trilogue.stores.log import COLUMNS, Types, numbers, record_of, unpack
-from trilogue.stores.dialect import Sql
 
 RUN_RECORDS = 200
 SCAN_POSITIONS = 50_000

@@ -9,9 +9,9 @@ from typing import Any
 
 from trilogue.events import Record
 from trilogue.ports import DeadLetter
+from trilogue.stores.dialect import Sql
 from trilogue.stores.groups import DEAD, PARKED, READY, group_id_of
 from trilogue.stores.log import COLUMNS, Types, record_of, unpack
-from trilogue.stores.dialect import Sql
 
 _PAGE = 10_000
 

@@ -40,6 +40,10 @@ class TransactionSql(Sql, Protocol):
         """Whether there is a transaction, begun and not undone."""
         ...
 
+    def is_failed(self) -> bool:
+        """Whether an error in the transaction lets nothing more happen in it but undoing."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Dialect:

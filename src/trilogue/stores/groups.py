@@ -12,8 +12,8 @@ import msgspec
 from trilogue.errors import TwiceNamed, UnknownEvent, Unsupported
 from trilogue.events import Group
 from trilogue.ports import SLOTS, Db, SeekTo
-from trilogue.stores.log import newest, oldest, position_at, unpack
 from trilogue.stores.dialect import Sql, alone
+from trilogue.stores.log import newest, oldest, position_at, unpack
 
 READY, PARKED, DEAD = 0, 1, 2
 OF_A_BROKERS_GROUP = ("lane", "seen", "replay")  # what else is kept of one, as inbox.py says

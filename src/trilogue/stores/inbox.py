@@ -12,7 +12,7 @@ From then on the rows are claimed, settled, redriven and dropped by the code for
 of its keys, so nothing of a key can come between the look and the row.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -123,7 +123,11 @@ def divert(sql: Sql, group: str, deliveries: Sequence[Delivery], now_us: int) ->
     group_id = group_id_of(sql, group)
     there = _held_among(sql, group_id, {delivery.record.key for delivery in deliveries} - {None})
     held = [delivery.record.key in there for delivery in deliveries]
-    behind = [Settlement(d, "release") for d, is_held in zip(deliveries, held, strict=True) if is_held]
+    seen = _seen_among(sql, f"seen:{group}", [delivery.record.id for delivery in deliveries])
+    # Whose effect has happened is gone too, but needs no row, which would let it happen again.
+    behind = [
+        Settlement(d, "release") for d, is_held in zip(deliveries, held, strict=True) if is_held and d.record.id not in seen
+    ]
     before: int = sql.rows("select inbox from trilogue_groups where id = ?", (group_id,))[0][0]
     after = hold(sql, group_id, behind, now_us, ordered=True) if behind else before
     return Diverted(held, before, after)
@@ -184,14 +188,17 @@ def settle(
     kept = [settlement for settlement in decided.settlements if settlement.verdict != "done"]
     after = hold(sql, group_id, kept, now_us, ordered=ordered) if kept else before
     if seen:
-        _note_seen(sql, effects, group, decided.settlements, now_us)
+        _note_seen(sql, effects, group, decided.answered, now_us)
     effects.db.appended = False
     return Taken(decided.settlements, decided.again, before, after)
 
 
 @dataclass(slots=True)
 class _Decided:
-    """The final answers, in order. again: what has to be handled anew, because a part of its batch has happened before."""
+    """The final answers, in order. again: what has to be handled anew, because a part of its batch has happened before.
+
+    answered: the ids whose effect has happened here, or is a held row's now.
+    """
 
     sql: Sql
     effects: Effects
@@ -199,6 +206,7 @@ class _Decided:
     ordered: bool
     settlements: list[Settlement] = field(default_factory=list)
     again: list[Delivery] = field(default_factory=list)
+    answered: set[str] = field(default_factory=set)
     _behind: set[str | None] = field(default_factory=set)
     _later: set[str | None] = field(default_factory=set)
 
@@ -212,6 +220,7 @@ class _Decided:
             final: Sequence[Settlement] = [Settlement(deliveries[0], "release")]
         elif isinstance(answer, Settlement):
             final = [answer]
+            self.answered.add(answer.delivery.record.id)
         else:
             final = self._run(answer)
         if key is not None and final and final[0].holds_key:
@@ -220,10 +229,14 @@ class _Decided:
 
     def _run(self, work: InTransaction) -> Sequence[Settlement]:
         happened = self._happened(work)
-        if not happened:
-            return self.effects.run(self.sql, work)
-        again = [delivery for delivery in work.deliveries if delivery.record.id not in happened]
-        done = [Settlement(delivery) for delivery in work.deliveries if delivery.record.id in happened]
+        # One event may have been delivered twice into one batch: the second is finished, the first answers for it.
+        first = {delivery.record.id: delivery for delivery in reversed(work.deliveries) if delivery.record.id not in happened}
+        again = [delivery for delivery in work.deliveries if first.get(delivery.record.id) is delivery]
+        if self.seen is None or len(again) == len(work.deliveries):
+            final = self.effects.run(self.sql, work)
+            self.answered |= {settlement.delivery.record.id for settlement in final}
+            return final
+        done = [Settlement(delivery) for delivery in work.deliveries if first.get(delivery.record.id) is not delivery]
         self.again += again
         if self.ordered:
             self._later |= {delivery.record.key for delivery in again}
@@ -235,22 +248,26 @@ class _Decided:
         if self.seen is None:
             return set()
         ids = [delivery.record.id for delivery in work.deliveries]
-        found: set[str] = set()
-        for start in range(0, len(ids), LOOK_KEYS):
-            part = ids[start : start + LOOK_KEYS]
-            select = f"select id from trilogue_state where owner = ? and id in ({', '.join('?' * len(part))})"
-            found.update(id for (id,) in self.sql.rows(select, (self.seen, *part)))
-        return found
+        return _seen_among(self.sql, self.seen, ids) | self.answered.intersection(ids)
 
 
-def _note_seen(sql: Sql, effects: Effects, group: str, settlements: Sequence[Settlement], now_us: int) -> None:
+def _seen_among(sql: Sql, owner: str, ids: Sequence[str]) -> set[str]:
+    found: set[str] = set()
+    for start in range(0, len(ids), LOOK_KEYS):
+        part = ids[start : start + LOOK_KEYS]
+        select = f"select id from trilogue_state where owner = ? and id in ({', '.join('?' * len(part))})"
+        found.update(id for (id,) in sql.rows(select, (owner, *part)))
+    return found
+
+
+def _note_seen(sql: Sql, effects: Effects, group: str, ids: Collection[str], now_us: int) -> None:
     """From now on the store answers for these: a broker that delivers one again changes nothing."""
     owner = f"seen:{group}"
     sql.many(
         "insert into trilogue_state (owner, id, at_us, body) values (?, ?, ?, ?) on conflict (owner, id) do nothing",
-        [(owner, settlement.delivery.record.id, now_us, b"") for settlement in settlements],
+        [(owner, id, now_us, b"") for id in sorted(ids)],
     )
-    effects.db.forget_states(owner, now_us - SEEN_US, 2 * len(settlements))
+    effects.db.forget_states(owner, now_us - SEEN_US, 2 * len(ids))
 
 
 # ── places ───────────────────────────────────────────────────────────────────────────────────────────────────────────

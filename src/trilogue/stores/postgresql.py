@@ -25,13 +25,14 @@ from psycopg.types.numeric import Int8BinaryDumper
 from trilogue.errors import BadOption, OutcomeUnknown, Rejected, StorageFull, TimedOut, TrilogueError, Unavailable
 from trilogue.stores import postgresql_append
 from trilogue.stores.dialect import Dialect
+from trilogue.stores.transaction import SWALLOWED
 from trilogue.stores.writer import Again
 
 STATEMENT_S = 30.0
 ANSWER_S = 10.0  # how much longer than the server's own limit an answer may take before the connection is given up
 REPEATS = 8
 REPEAT_S = 0.01
-KEEPALIVE = {"keepalives": 1, "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 20_000}
+KEEPALIVE: dict[str, Any] = {"keepalives": 1, "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 20_000}
 
 _CLOCK = "select (extract(epoch from clock_timestamp()) * 1000000)::bigint"
 POSTGRESQL = Dialect(
@@ -169,6 +170,10 @@ class PgSql:
             pq.TransactionStatus.INTRANS,
             pq.TransactionStatus.INERROR,
         )
+
+    def is_failed(self) -> bool:
+        """Whether an error in the transaction lets nothing more happen in it but undoing."""
+        return self._cursor.connection.info.transaction_status == pq.TransactionStatus.INERROR
 
 
 class UserSql:
@@ -369,12 +374,6 @@ class PgConnection:
     def close(self) -> None:
         """Let go of the connection."""
         self.psycopg.close()
-
-
-SWALLOWED = (
-    "an earlier SQL statement failed, its error was caught, and PostgreSQL takes nothing more in such a transaction: let the error "
-    "through, or ask first (`on conflict do nothing`, `if exists`)"
-)
 
 
 def translate(error: Exception, url: str, *, at_commit: bool = False) -> Exception:

@@ -51,9 +51,7 @@ def append_all(sql: Sql, types: Types, appends: Sequence[Append], _now_us: int) 
     return positions
 
 
-def _one_by_one(
-    sql: Sql, types: Types, appends: Sequence[Append], fit: set[int], positions: list[list[int] | Conflict]
-) -> int:
+def _one_by_one(sql: Sql, types: Types, appends: Sequence[Append], fit: set[int], positions: list[list[int] | Conflict]) -> int:
     """Store what is not among `fit`, one after the other; returns the newest position."""
     at_us = max(clock_us(sql), types.end(sql)[1])
     for n, append in enumerate(appends):

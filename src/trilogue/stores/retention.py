@@ -10,8 +10,8 @@ from typing import Any
 import msgspec
 
 from trilogue.events import now_us
-from trilogue.stores.log import PUT_STATE, StreamMarks, newest, numbers, position_at
 from trilogue.stores.dialect import Sql
+from trilogue.stores.log import PUT_STATE, StreamMarks, newest, numbers, position_at
 
 OWNER, REMOVED = "retention", "removed"
 TRIM_RECORDS = 5_000

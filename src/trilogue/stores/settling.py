@@ -16,11 +16,11 @@ from trilogue.errors import LeaseLost, LogError, TimedOut
 from trilogue.events import Delivery, Envelope, InTransaction, Settlement
 from trilogue.gate import Plan, Row
 from trilogue.stores.append import emit
+from trilogue.stores.dialect import Sql
 from trilogue.stores.groups import DEAD, PARKED, READY
 from trilogue.stores.log import Types, numbers
 from trilogue.stores.members import Member
 from trilogue.stores.transaction import SqlTransaction
-from trilogue.stores.dialect import Sql
 from trilogue.stores.writer import Again, answerable
 
 ERROR_CHARS = 2_000
@@ -89,6 +89,7 @@ class Effects:
         settlements = work.run(self.db)
         if not self.in_transaction():
             raise TimedOut("its SQL was interrupted, and it went on as if nothing had happened: let the error through")
+        self.db.check()
         for settlement in settlements:
             for envelope in settlement.emits:
                 self.check(envelope)
@@ -194,7 +195,9 @@ def _locked(
     slots |= {row.slot for row in (*plan.rows, *plan.followers)}
     if not slots:
         return plan.epochs
-    select = f"select slot, epoch from trilogue_slots where group_id = ? and owner = ? and slot in ({numbers(slots)}) order by slot"
+    select = (
+        f"select slot, epoch from trilogue_slots where group_id = ? and owner = ? and slot in ({numbers(slots)}) order by slot"
+    )
     now = dict(sql.rows(select + sql.dialect.for_update, (group_id, member.name)))
     mine = {slot: epoch for slot, epoch in plan.epochs.items() if slot in slots and now.get(slot) == epoch}
     return plan.epochs if len(mine) == len(slots) else mine

@@ -101,6 +101,10 @@ class ApswSql:
         """Whether there is a transaction, begun and not undone."""
         return self._connection.in_transaction
 
+    def is_failed(self) -> bool:
+        """Never: a statement that fails undoes itself, or everything."""
+        return False
+
 
 class SqliteConnection:
     """The write connection: stores.writer.Connection over apsw and the lock file."""

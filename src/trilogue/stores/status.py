@@ -13,9 +13,9 @@ from trilogue.errors import HandlerFailed, UnknownEvent
 from trilogue.events import now_us
 from trilogue.patterns import matches_any
 from trilogue.ports import GroupStatus, Kind
+from trilogue.stores.dialect import Sql, clock_us
 from trilogue.stores.groups import DEAD, PARKED, READY, group_id_of
 from trilogue.stores.log import Types, newest, numbers, unpack
-from trilogue.stores.dialect import Sql, clock_us
 
 COUNT_RECORDS = 1_000_000
 
@@ -33,7 +33,9 @@ def _group(
     patterns = tuple(msgspec.json.decode(patterns_json))
     behind, oldest_us = _behind(sql, types, group_id, patterns)
     held = _held(sql, group_id)
-    done, failed = sql.rows("select cast(sum(done) as bigint), cast(sum(failed) as bigint) from trilogue_slots where group_id = ?", (group_id,))[0]
+    done, failed = sql.rows(
+        "select cast(sum(done) as bigint), cast(sum(failed) as bigint) from trilogue_slots where group_id = ?", (group_id,)
+    )[0]
     workers, in_flight, rate = sql.rows(
         "select count(*), sum(in_flight), sum(rate) from trilogue_members where group_id = ? and lease_us >= ?",
         (group_id, clock_us(sql)),
@@ -157,7 +159,10 @@ def kinds(sql: Sql) -> list[Kind]:
         "where r.position > (select placed from trilogue_progress)"
     )
     both = f"select name, schema_version as v, counted as n from trilogue_types union all {newer}"
-    return [Kind(*row) for row in sql.rows(f"select name, v, cast(sum(n) as bigint) from ({both}) counted group by name, v order by name, v")]
+    return [
+        Kind(*row)
+        for row in sql.rows(f"select name, v, cast(sum(n) as bigint) from ({both}) counted group by name, v order by name, v")
+    ]
 
 
 def count_types(sql: Sql) -> dict[str, int]:

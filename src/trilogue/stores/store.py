@@ -44,10 +44,11 @@ from trilogue.ports import (
 )
 from trilogue.stores import append, dead, groups, log, retention, status, streams, timers
 from trilogue.stores.database import Database
+from trilogue.stores.dialect import Sql, alone
 from trilogue.stores.inbox import Inbox
+from trilogue.stores.sqlite_database import SqliteDatabase
 from trilogue.stores.transaction import whole
 from trilogue.stores.worker import Worker
-from trilogue.stores.dialect import Sql
 from trilogue.stores.writer import resolve
 
 T = TypeVar("T")
@@ -90,10 +91,8 @@ class SqlStore:
         """Connect, create or check the schema."""
         if self._is_open:
             raise Unavailable(f"{self.url} is open already: one open store per App")
-        self._db = Database(
-            self.path, self.url, wal_limit=self._wal_limit, payload_bytes=self.payload_bytes, scheduled=self._scheduled
-        )
-        self.path = self._db.path
+        self._db = await self._connect()
+        self.durability = self._db.durability
         self._version = await self._db.version()
         self._next_timer_us = await self._db.glance(lambda sql, _: timers.next_us(sql))
         self._worker = Worker(self._db, lease_us=self.lease_us, payload_bytes=self.payload_bytes)
@@ -101,6 +100,13 @@ class SqlStore:
         self._attend_at = 0.0
         self._watching = asyncio.create_task(self._watch(), name="trilogue watch")
         self._is_open = True
+
+    async def _connect(self) -> Database:
+        db = SqliteDatabase(
+            self.path, self.url, wal_limit=self._wal_limit, payload_bytes=self.payload_bytes, scheduled=self._scheduled
+        )
+        self.path = db.path
+        return db
 
     async def close(self) -> None:
         """Give back every slot and let go."""
@@ -326,6 +332,7 @@ class SqlStore:
             return 0
 
         def remove(sql: Sql, start: int) -> tuple[int, int, int]:
+            alone(sql)
             log.note_places(sql, self._db.writer_types, log.newest(sql)[0], least=1)  # what goes must have been counted
             needed = None if force else status.first_needed(sql, self._db.writer_types)
             floor = retention.floor_of(sql, before_us=before_us, keep=keep, needed=needed)
@@ -362,12 +369,10 @@ class SqlStore:
 
         def look(sql: Sql, types: log.Types) -> Status:
             waiting = sql.rows("select count(*) from trilogue_timers")[0][0]
-            size = sql.rows("select page_count * page_size from pragma_page_count(), pragma_page_size()")[0][0]
+            size = sql.rows(sql.dialect.bytes)[0][0] + self._db.beside_bytes()
             head = log.newest(sql)[0]
             oldest = log.oldest(sql) if head else 0
-            return Status(
-                self.url, head, oldest, status.count_types(sql), waiting, size + self._db.wal_bytes(), status.groups(sql, types)
-            )
+            return Status(self.url, head, oldest, status.count_types(sql), waiting, size, status.groups(sql, types))
 
         found: Status = await self._opened().look(look)
         return found
@@ -382,13 +387,14 @@ class SqlStore:
         db = self._opened()
 
         def timed() -> T:
+            alone(db.sql)  # what it reads and decides by must not change until the commit
             db.set_deadline(limit_us)
             try:
                 return work(db.transaction)
             finally:
                 db.set_deadline(None)
 
-        run = whole(timed, in_transaction=db.in_transaction, translate=db.connection.translate)
+        run = whole(timed, in_transaction=db.in_transaction, translate=db.translate)
         result: T = await self._write(lambda _: run(), rows=rows)
         if self._db.transaction.regrouped:
             self._db.transaction.regrouped = False
@@ -435,6 +441,10 @@ class SqlStore:
         """Hide the records of a stream below a version."""
         types, tx = self._opened().writer_types, self._db.transaction
         await self._write(lambda sql: streams.truncate(sql, types, tx, stream, before))
+
+    async def describe(self) -> dict[str, str]:
+        """What kind of database this is, and what its durability rests on."""
+        return await self._opened().describe()
 
     async def rewrite(self) -> bool:
         """Write the files anew, so that nothing of what was deleted is left in them."""

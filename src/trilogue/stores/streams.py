@@ -9,9 +9,9 @@ import msgspec
 
 from trilogue.errors import Conflict
 from trilogue.stores.append import stream_head
+from trilogue.stores.dialect import Sql
 from trilogue.stores.log import Types
 from trilogue.stores.transaction import SqlTransaction
-from trilogue.stores.dialect import Sql
 
 OWNER = "stream"
 SNAPSHOTS = "snapshot"

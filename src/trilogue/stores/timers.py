@@ -8,8 +8,8 @@ from trilogue.errors import Conflict
 from trilogue.events import Envelope
 from trilogue.ports import Scheduled
 from trilogue.stores.append import emit, same_or_conflict
-from trilogue.stores.log import COLUMNS, Types
 from trilogue.stores.dialect import Sql
+from trilogue.stores.log import COLUMNS, Types
 
 FIRE_TIMERS = 1_000
 

@@ -27,6 +27,10 @@ _GONE = (
     "an earlier statement was interrupted or said OR ROLLBACK, which undid the whole transaction, and the code went on as if "
     "nothing had happened: let the error of that statement through"
 )
+SWALLOWED = (
+    "an earlier SQL statement failed, its error was caught, and PostgreSQL takes nothing more in such a transaction: let the error "
+    "through, or ask first (`on conflict do nothing`, `if exists`)"
+)
 
 
 class _Inside:
@@ -54,13 +58,17 @@ class SqlTransaction(UserDb):
     scheduled: told the due time of a new timer.
     """
 
-    def __init__(
-        self, sql: TransactionSql, types: log.Types, payload_bytes: int, scheduled: Callable[[int], None]
-    ) -> None:
+    def __init__(self, sql: TransactionSql, types: log.Types, payload_bytes: int, scheduled: Callable[[int], None]) -> None:
         super().__init__(_Inside(sql.user, sql.in_transaction))
         self._sql = _Inside(sql, sql.in_transaction)
+        self._is_failed = sql.is_failed
         self._types, self._payload_bytes, self._scheduled = types, payload_bytes, scheduled
         self.appended = self.regrouped = False
+
+    def check(self) -> None:
+        """Raise Rejected if nothing of this transaction can happen any more, and nobody has said so."""
+        if self._is_failed():
+            raise Rejected(SWALLOWED)
 
     @property
     def now_us(self) -> int:
@@ -183,7 +191,7 @@ class SqlTransaction(UserDb):
         return retention.removed(self._sql)
 
     def kind_of(self, table: str) -> str | None:
-        """"table" or "view", None if there is nothing of that name."""
+        """ "table" or "view", None if there is nothing of that name."""
         rows = self._sql.rows(self._sql.dialect.kind_of, (table,))
         return rows[0][0] if rows else None
 

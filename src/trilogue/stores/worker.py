@@ -58,7 +58,7 @@ class Worker:
         self._bound: dict[str, _Bound] = {}
         self._attending = asyncio.Lock()
         self.effects = settling.Effects(
-            db.transaction, db.set_deadline, db.in_transaction, db.connection.translate, self._check, db.writer_types.forget
+            db.transaction, db.set_deadline, db.in_transaction, db.translate, self._check, db.writer_types.forget
         )
         db.writer.every(lease_us / 3_000_000, self._renew)
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from trilogue.events import Record
 from trilogue.stores import groups, status
-from trilogue.stores.worker import Worker
 from trilogue.stores.dialect import Sql
+from trilogue.stores.worker import Worker
 
 
 async def next_due(store: Any, names: Sequence[str]) -> int | None:

@@ -44,6 +44,7 @@ class Kafka:
         self._members: dict[str, Member] = {}
         self._cursors: Cursors | None = None
         self._by_type: dict[str, Topic] = {}
+        self._doubted: set[str] = set()
         self._version = 0
         self._change = asyncio.Event()
         self._looking: asyncio.Task[None] | None = None
@@ -200,6 +201,9 @@ class Kafka:
         declared = named_topics()
         names = {each: topics.topic_of(each, declared) for each in unknown}
         await self._catalog.ensure(set(names.values()))
+        if self._doubted:
+            doubted, self._doubted = self._doubted, set()
+            await self._producer.look_again(doubted)
         self._subscribe()
         if len(by_type) > TYPES:
             by_type.clear()
@@ -217,9 +221,11 @@ class Kafka:
         name = None if topic is None else topic.name
         return Receipt(envelope.id, outcome[1], durability, None, name, outcome[0])
 
-    def _gone(self, full_name: str) -> None:
-        """A topic turned out to be deleted."""
-        self._catalog.forget(full_name)
+    def _gone(self, full_names: Collection[str]) -> None:
+        """Topics may be deleted: who publishes next looks."""
+        for name in full_names:
+            self._catalog.forget(name)
+        self._doubted |= set(full_names)
         self._by_type.clear()
 
     # ── receive ──────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -5,7 +5,7 @@ a way nobody chose. So topics are made here, on purpose, before anything is sent
 """
 
 import asyncio
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from trilogue.brokers.kafka.admin import Admin, Partition
@@ -72,21 +72,23 @@ class Catalog:
 
         partitions: how many, where it is not the URL's number. kept: their records are never removed by age.
         """
-        if all(name in self._topics for name in names):
-            return
-        async with self._turn:
-            await self.refresh()
-            missing = [self._settings.prefix + name for name in names if name not in self._topics]
-            if missing and self._settings.topics == "expect":
-                raise Unavailable(
-                    f"{self._settings.shown}: topic {missing[0]!r} is not there, and ?topics=expect lets nobody make it: "
-                    "create it with as many partitions as the busiest key order may ever need, or leave topics= out"
-                )
-            await self._admin.create(missing, partitions or self._settings.partitions or PARTITIONS, self._config(kept))
-            if missing:
-                await self._seen(missing)
+        if any(name not in self._topics for name in names):
+            async with self._turn:
+                await self._make(names, partitions, self._config(kept))
         if partitions is None:
             self._check(names)
+
+    async def _make(self, names: Collection[str], partitions: int | None, config: Mapping[str, str]) -> None:
+        await self.refresh()
+        missing = [self._settings.prefix + name for name in names if name not in self._topics]
+        if missing and self._settings.topics == "expect":
+            raise Unavailable(
+                f"{self._settings.shown}: topic {missing[0]!r} is not there, and ?topics=expect lets nobody make it: create it "
+                "with as many partitions as the busiest key order may ever need, or leave topics= out"
+            )
+        await self._admin.create(missing, partitions or self._settings.partitions or PARTITIONS, config)
+        if missing:
+            await self._seen(missing)
 
     async def _seen(self, full_names: Collection[str]) -> None:
         """Wait until new topics show, a moment after they were made."""

@@ -189,10 +189,16 @@ class Lanes:
                 self._lock.wait(left_s)
 
     def revoke(self, lanes: Iterable[Assigned]) -> None:
-        """These are not ours any more: nothing of them can be finished."""
+        """Nothing of these can be finished any more."""
         with self._lock:
             for lane in lanes:
                 lane.lease.revoked = True
+
+    def forget(self, lanes: Sequence[Assigned]) -> None:
+        """These are not ours any more."""
+        self.revoke(lanes)
+        with self._lock:
+            for lane in lanes:
                 if self._ours.get((lane.topic, lane.partition)) is lane:
                     del self._ours[lane.topic, lane.partition]
 

@@ -35,6 +35,8 @@ FULL_S = 0.05  # one record this often while there is no room: a paused partitio
 SPILL = 200  # so many of those; then it is paused after all
 ASK_S = 10.0
 BACKOFF_S = 1.0
+LEAVE_S = 5.0
+GOODBYE_S = 0.25
 CLOSE_S = 10.0
 
 log = logging.getLogger("trilogue")
@@ -129,7 +131,7 @@ class Member:
             log.warning(
                 "group %s: leaving takes longer than %.0f s; its partitions move when its session ends", self.group.name, CLOSE_S
             )
-        self._lanes.revoke(self._lanes.all())
+        self._lanes.forget(self._lanes.all())
 
     # ── the thread ───────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -151,11 +153,26 @@ class Member:
         try:
             while not self._stopping.is_set():
                 self._turn(consumer)
-            self._let_go(consumer, self._lanes.all())
+            self._leave(consumer)
         finally:
-            # Closing calls back, and then there must be nothing left to wait for, or to commit after a failure.
-            self._lanes.revoke(self._lanes.all())
+            # Closing calls back, and then there must be nothing left to commit: it may be lost already.
+            self._lanes.forget(self._lanes.all())
             consumer.close()
+
+    def _leave(self, consumer: Consumer) -> None:
+        """Commit, and say good-bye.
+
+        While others join or leave, commits are refused; polling lets that come to its end, and tells if partitions go meanwhile.
+        """
+        self._lanes.revoke(self._lanes.all())
+        until = time.monotonic() + min(LEAVE_S, self._settings.session_s)
+        while not self._commit(consumer, self._lanes.all(), wait=True) and time.monotonic() < until:
+            consumer.poll(POLL_S)
+        # Closing at once can swallow the good-bye of a member that is just joining: the others would wait for its session to end.
+        consumer.unsubscribe()
+        until = time.monotonic() + GOODBYE_S
+        while time.monotonic() < until:
+            consumer.poll(GOODBYE_S / 5)
 
     def _turn(self, consumer: Consumer) -> None:
         now = time.monotonic()
@@ -311,35 +328,36 @@ class Member:
     def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         lanes = self._lanes.of((each.topic, each.partition) for each in partitions)
         self._lanes.drain(lanes, min(self._settings.drain_s, self._settings.session_s / 3), self._stopping.is_set)
-        self._let_go(consumer, lanes)
+        # Revoked first: what is acknowledged after the commit was made up would be told finished, and come again.
+        self._lanes.revoke(lanes)
+        self._commit(consumer, lanes, wait=True)
+        self._lanes.forget(lanes)
         consumer.incremental_unassign(partitions)
         self._turned_s = time.monotonic()
 
     def _on_lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        self._lanes.revoke(self._lanes.of((each.topic, each.partition) for each in partitions))
+        self._lanes.forget(self._lanes.of((each.topic, each.partition) for each in partitions))
         consumer.incremental_unassign(partitions)
 
     # ── commits ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _let_go(self, consumer: Consumer, lanes: list[Assigned]) -> None:
-        """Revoked first: what is acknowledged after the commit was made up would be told finished, and come again."""
-        self._lanes.revoke(lanes)
-        self._commit(consumer, lanes, wait=True)
-
-    def _commit(self, consumer: Consumer, lanes: list[Assigned], *, wait: bool) -> None:
+    def _commit(self, consumer: Consumer, lanes: list[Assigned], *, wait: bool) -> bool:
+        """Commit where lanes have moved to; False if it was refused, and then it is made again with the next one."""
         offsets = []
         for lane, place in self._lanes.to_commit(lanes):
             lane.committed = place
             offsets.append(TopicPartition(lane.topic, lane.partition, place.next, encoded(place)))
         if not offsets:
-            return
+            return True
         try:
-            consumer.commit(offsets=offsets, asynchronous=not wait)  # type: ignore[call-overload]
+            done = consumer.commit(offsets=offsets, asynchronous=not wait)  # type: ignore[call-overload]
         except KafkaException as error:
             self._committed(error.args[0], offsets)
+            return False
+        return not any(each.error is not None for each in done or ())
 
     def _committed(self, error: KafkaError | None, offsets: list[TopicPartition]) -> None:
-        """A commit that failed, as they do during a rebalance, is made again with the next one."""
+        """What came of a commit; one that failed, as they do during a rebalance, is made again."""
         for each in offsets:
             lane = self._lanes.get((each.topic, each.partition))
             if lane is not None and (error is not None or each.error is not None):

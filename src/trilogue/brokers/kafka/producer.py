@@ -7,10 +7,11 @@ A message that timed out may be stored: of 474 in a test two were. So a time-out
 """
 
 import asyncio
+import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Any
 
@@ -24,6 +25,7 @@ from trilogue.errors import LogError, OutcomeUnknown, Rejected, Unavailable
 
 POLL_S = 0.1
 FULL_S = 0.002
+LOOK_S = 5.0
 # One message for librdkafka: topic, key, value, headers.
 Letter = tuple[str, bytes | None, bytes | None, Headers]
 # Where it stands, or why it does not.
@@ -56,13 +58,14 @@ class _Batch:
 
 
 class Producer:
-    """Sends messages. gone: told of topics that turn out not to be there."""
+    """Sends messages. gone: told of topics that may not be there any more."""
 
-    def __init__(self, settings: Settings, gone: Callable[[str], None]) -> None:
+    def __init__(self, settings: Settings, gone: Callable[[Collection[str]], None]) -> None:
         self._settings, self._gone = settings, gone
         self._loop = asyncio.get_running_loop()
         self._answered: list[_Batch] = []
         self._open: set[_Batch] = set()
+        self._doubted: set[str] = set()
         self._fatal = False
         self._stopping = threading.Event()
         self._client = self._new_client()
@@ -109,6 +112,12 @@ class Producer:
                 break
         batch.expected = sent
 
+    async def look_again(self, topics: Collection[str]) -> None:
+        """Learn of topics that are there again: until then librdkafka refuses them by what it remembers."""
+        for topic in topics:
+            with contextlib.suppress(KafkaException):
+                await asyncio.to_thread(self._client.list_topics, topic, timeout=LOOK_S)
+
     def _full(self) -> str:
         return f"the buffer of unsent messages stayed full for {self._settings.timeout_s:g} s: nothing of this was sent"
 
@@ -143,6 +152,9 @@ class Producer:
             if self._fatal:
                 self._rebuild()
             self._client.poll(POLL_S)
+            if self._doubted:
+                topics, self._doubted = self._doubted, set()
+                self._call(self._gone, topics)
             if self._answered:
                 batches, self._answered = self._answered, []
                 self._call(self._resolve, batches)
@@ -168,8 +180,8 @@ class Producer:
             self._fatal = True
         if error.code() in REFUSED:
             return Rejected(f"{text}: not stored, and sending it again unchanged will not help")
+        self._doubted.add(topic)
         if error.code() in GONE or error.code() == KafkaError._UNKNOWN_PARTITION:
-            self._call(self._gone, topic)
             return Unavailable(f"{text}: not stored; the topic was deleted, and is made anew by the next publish if it is ours")
         return OutcomeUnknown(f"{text}: may or may not be stored; repeating it with the same id is harmless")
 

@@ -138,6 +138,7 @@ class Settings:
             "partitioner": "murmur2_random",  # what Java clients do: equal keys, equal partition, whoever sends
             "linger.ms": self.linger * 1_000,
             "batch.size": self.batch_bytes,
+            "topic.metadata.propagation.max.ms": 5_000,  # so long a deleted topic is waited for; then it is said to be gone
             "message.send.max.retries": self.retries,
             "delivery.timeout.ms": max(round(self.timeout_s * 1_000), round(self.linger * 1_000) + 1),
             "message.max.bytes": self.max_bytes + OVERHEAD_BYTES,

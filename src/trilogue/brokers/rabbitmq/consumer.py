@@ -16,7 +16,7 @@ from pika import spec
 
 from trilogue.brokers.rabbitmq import topology
 from trilogue.brokers.rabbitmq.acks import Acks
-from trilogue.brokers.rabbitmq.link import FRAME_END, Channel, Link, method_frame
+from trilogue.brokers.rabbitmq.link import FRAME_END, Channel, Link, Silent, method_frame
 from trilogue.brokers.rabbitmq.messages import record
 from trilogue.brokers.rabbitmq.options import Options
 from trilogue.errors import Unavailable
@@ -26,6 +26,8 @@ from trilogue.ports import LaneStatus
 _ANSWER = struct.Struct(">BHIIQB")
 _UP_TO, _REQUEUE = 1, 2
 QUIET_S = 0.05
+PATIENCE_S = 2.0
+MOST_PATIENCE_S = 30.0
 _NEVER_US = 1 << 62
 
 
@@ -54,6 +56,7 @@ class Consumer:
         self._acks = Acks()
         self._moved_at = self._loop.time()
         self._arrived: asyncio.Future[None] | None = None
+        self._patience_s = PATIENCE_S
         self.is_paused = False
         self.is_ending = False
 
@@ -68,12 +71,24 @@ class Consumer:
         channel.on_delivery = self._deliver
         channel.closed.add_done_callback(lambda _: self._lost(channel))
         try:
-            await channel.call(spec.Basic.Consume(queue=self._options.queue(self.group.name), consumer_tag="trilogue"))
+            await self._consume(channel)
             await self._check(link)
         except BaseException:
             await channel.close()
             raise
         return channel.closed
+
+    async def _consume(self, channel: Channel) -> None:
+        """Begin to consume. While a quorum queue has no leader yet, as after a crash, the server does not answer: then again."""
+        consume = spec.Basic.Consume(queue=self._options.queue(self.group.name), consumer_tag="trilogue")
+        try:
+            await channel.call(consume, self._patience_s)
+        except Silent as error:
+            self._patience_s = min(2 * self._patience_s, MOST_PATIENCE_S)
+            # The whole connection: a consumer that comes into being after all must not be left behind, deaf.
+            channel.link.drop(error)
+            raise
+        self._patience_s = PATIENCE_S
 
     async def _check(self, link: Link) -> None:
         """Whether the server knows of a consumer: a connection that is back without its consumer would stand still for good."""

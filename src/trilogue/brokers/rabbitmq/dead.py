@@ -3,8 +3,9 @@
 <group>.dead:  [1] [2] [3] …      looked at by an exclusive consumer on a connection of its own, which then ends without a word:
                                   the server puts everything back in order
 
-A letter's position is the moment it died, in microseconds: its place in the queue changes as others go. It is the event as it was, with headers that say why. One that the server itself put there, because its handler
-killed the process again and again, has only the server's own header.
+A letter is the event as it was, with headers that say why. Its position is the moment it died, in microseconds, because its place
+in the queue changes as others go. One that the server itself put there, because its handler killed the process again and again,
+has only the server's own header.
 """
 
 import asyncio
@@ -156,7 +157,7 @@ class _Look:
     """The messages that are in a queue now, one after the other, each with its delivery tag."""
 
     def __init__(self, channel: Channel, group: str, count: int) -> None:
-        self._channel, self._group, self._left = channel, group, count
+        self._channel, self._group, self._left, self._shown = channel, group, count, 0
         self._arrived: asyncio.Queue[tuple[int, str, bytes, bytes]] = asyncio.Queue()
         channel.on_delivery = self._deliver
 
@@ -165,6 +166,7 @@ class _Look:
 
     def remove(self, tags: Sequence[int]) -> None:
         """Take these out of the queue."""
+        self._shown -= len(tags)
         for tag in tags:
             self._channel.link.write(method_frame(self._channel.number, spec.Basic.Ack(tag, False)))
 
@@ -174,15 +176,16 @@ class _Look:
 
     async def __anext__(self) -> tuple[int, DeadLetter]:
         """The next one."""
-        if self._left <= 0:
+        if self._left <= 0 or self._shown >= LOOKED_AT:
             raise StopAsyncIteration
         self._left -= 1
+        self._shown += 1
         try:
             async with asyncio.timeout(SILENT_S):
-                tag, *rest = await self._arrived.get()
+                tag, routing_key, properties, body = await self._arrived.get()
         except TimeoutError:  # somebody else took the rest
             raise StopAsyncIteration from None
-        return tag, _read(self._group, *rest)
+        return tag, _read(self._group, routing_key, properties, body)
 
 
 @contextlib.asynccontextmanager

@@ -55,6 +55,10 @@ class Ended(Unavailable):
     """We ended it ourselves."""
 
 
+class Silent(Unavailable):
+    """The server did not answer in time."""
+
+
 class Closed(Unavailable):
     """The server closed a channel. code, text: what it said."""
 
@@ -89,7 +93,7 @@ class Channel:
         self._missing = 0
 
     async def call(self, method: Any, timeout_s: float = 10.0) -> Any:
-        """Send a method and wait for its answer; raises Closed, Unavailable."""
+        """Send a method and wait for its answer; raises Closed, Silent, Unavailable."""
         if self.closed.done():
             raise self.closed.result()
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
@@ -99,7 +103,7 @@ class Channel:
             async with asyncio.timeout(timeout_s):
                 return await answer
         except TimeoutError:
-            raise Unavailable(f"{self.link.url} did not answer {method.NAME} within {timeout_s:g} s") from None
+            raise Silent(f"{self.link.url} did not answer {method.NAME} within {timeout_s:g} s") from None
 
     async def close(self) -> None:
         """Close politely; not for a channel with deliveries of an ordered queue, which would be handed over out of order."""

@@ -168,7 +168,7 @@ def record(routing_key: str, properties: bytes, body: bytes, *, position: int, n
     try:
         content_type = _read(properties, found, rest)
         made = _binary(found, rest, content_type, body, position, now_us) or _structured(content_type, body, position, now_us)
-    except (struct.error, IndexError, ValueError, TypeError, RecursionError):  # the headers are beyond reading
+    except Exception:  # the headers are somebody else's bytes, and beyond reading
         content_type, made, rest = None, None, {}
     return made or _foreign(routing_key, properties, rest, content_type, body, position, now_us), rest
 
@@ -279,7 +279,7 @@ def _foreign(
     properties = _P()
     try:
         properties.decode(raw)
-    except (struct.error, IndexError, ValueError, TypeError, RecursionError):
+    except Exception:  # as above
         properties = _P()
     id = _text_of(properties.message_id) or new_id()
     correlation_id, traceparent = _text_of(properties.correlation_id), _text_of(rest.get("traceparent"))

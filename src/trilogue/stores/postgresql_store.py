@@ -1,0 +1,93 @@
+"""The Store port on PostgreSQL: the same algorithm, other connections.
+
+postgresql://user:secret@host:5432/db?schema=app&lease_s=10
+└ what libpq connects with           └ our options; sslmode and the like go to libpq
+"""
+
+import os
+import re
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import SplitResult, urlencode, urlunsplit
+
+from trilogue.errors import BadOption
+from trilogue.ports import Feature
+from trilogue.stores.database import Database
+from trilogue.stores.keys import MEMORY
+from trilogue.stores.postgresql import Server
+from trilogue.stores.postgresql_database import PostgresqlDatabase
+from trilogue.stores.store import SqlStore
+from trilogue.urls import Reader, number, one_of, options, redacted, whole
+
+KEYS_VARIABLE = "TRILOGUE_KEYS"
+_SCHEMA = re.compile(r"[a-z_][a-z0-9_]{0,62}")
+
+
+def _schema(text: str) -> str:
+    if not _SCHEMA.fullmatch(text):
+        raise ValueError("a name of lower-case letters, digits and _")
+    return text
+
+
+def _text(text: str) -> str:
+    if not text or not text.isprintable():
+        raise ValueError("a printable text")
+    return text
+
+
+_OURS: Mapping[str, Reader] = {
+    "lease_s": number(0.1, 3600),
+    "payload_bytes": whole(1, 1 << 30),
+    "schema": _schema,
+    "prepare": one_of("on", "off"),
+    "connect_timeout_s": number(1, 300),
+    "keys": _text,
+}
+_LIBPQS: Mapping[str, Reader] = {
+    "sslmode": one_of("disable", "allow", "prefer", "require", "verify-ca", "verify-full"),
+    "sslrootcert": _text,
+    "sslcert": _text,
+    "sslkey": _text,
+    "target_session_attrs": one_of("any", "read-write", "primary"),
+    "application_name": _text,
+    "host": _text,
+}
+
+
+class PostgresqlStore(SqlStore):
+    """A Store on a PostgreSQL server."""
+
+    def __init__(self, server: Server, *, keys: str | None = None, **given: Any) -> None:
+        super().__init__("", server.url, **given)
+        self.features = frozenset(Feature)
+        self.server = server
+        self._keys = keys
+
+    @property
+    def keys_path(self) -> str | None:
+        """Where the keys of personal data are: apart from the data, in a file that every machine reaches; None: nobody said."""
+        return self._keys or os.environ.get(KEYS_VARIABLE)
+
+    async def _connect(self) -> Database:
+        db = PostgresqlDatabase(
+            self.server, payload_bytes=self.payload_bytes, idle_s=self.lease_us / 1_000_000, scheduled=self._scheduled
+        )
+        await db.open()
+        return db
+
+
+def open_postgresql(parts: SplitResult, url: str) -> PostgresqlStore:
+    """The store behind a URL, not connected yet. Raises BadOption."""
+    given = options(parts.query, url, {**_OURS, **_LIBPQS})
+    libpqs = {"target_session_attrs": "read-write", **{name: given.pop(name) for name in _LIBPQS if name in given}}
+    libpqs.pop("application_name", None)
+    if not parts.path.strip("/"):
+        raise BadOption(f"{redacted(url)!r} names no database: write postgresql://host/database")
+    server = Server(
+        urlunsplit(("postgresql", parts.netloc, parts.path, urlencode(libpqs), "")),
+        redacted(url),
+        given.pop("schema", None),
+        given.pop("prepare", "on") == "on",
+        given.pop("connect_timeout_s", 10.0),
+    )
+    return PostgresqlStore(server, **given)
