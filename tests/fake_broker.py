@@ -105,7 +105,7 @@ class FakeServer:
             if owner.cursors is not None and self.groups[group][0].has_effects and self.positions:
                 progress = await owner.cursors.assigned(group, f"events[{lane.number}]", epoch)
                 if progress is not None:
-                    lane.acked |= {n for n in range(lane.start, progress.next)} | set(progress.finished)
+                    lane.acked |= set(range(lane.start, progress.next)) | set(progress.finished)
             if lane.epoch == epoch:  # it was not given to somebody else meanwhile
                 lane.sent, lane.out = lane.start, set()
                 lane.lease = Lease(lane.number, epoch, 1 << 62, lambda: 0)

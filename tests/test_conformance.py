@@ -12,14 +12,14 @@ from trilogue.events import new_id
 from trilogue.ports import Feature
 from trilogue.stores import open_store
 
-URLS = ("memory://", "sqlite:///{folder}/a folder.db?lease_s=0.5")
+URLS = ("memory://", "sqlite:///{folder}/a folder.db?lease_s=0.5", "postgresql")
 by_name = pytest.mark.parametrize("kept", PROMISES, ids=lambda each: each.name)
 
 
-@pytest.mark.parametrize("url", URLS, ids=["memory", "sqlite"])
+@pytest.mark.parametrize("kind", URLS, ids=["memory", "sqlite", "postgresql"])
 @by_name
-def test_promise(kept: Promise, url: str, tmp_path: Path) -> None:
-    url = url.format(folder=tmp_path)
+def test_promise(kept: Promise, kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    url = request.getfixturevalue("postgresql_url") if kind == "postgresql" else kind.format(folder=tmp_path)
     missing = kept.needs - open_store(url).features
     if missing:
         assert missing <= {Feature.SHARED, Feature.PERSISTENT}

@@ -40,7 +40,8 @@ def admitted(*keys: str | None, ordered: bool = True) -> KeyedGate:
 
 def test_a_key_is_out_in_one_claim_and_what_follows_waits() -> None:
     gate = admitted("a", "b", "a")
-    assert numbers(out := gate.take(2)) == [0, 1]
+    out = gate.take(2)
+    assert numbers(out) == [0, 1]
     assert numbers(gate.take(10)) == []
     gate.finish(out[1])
     assert numbers(gate.take(10)) == []
@@ -76,9 +77,11 @@ def test_what_is_given_back_comes_before_what_followed() -> None:
 def test_a_key_that_is_held_is_looked_up_and_not_lent() -> None:
     gate = KeyedGate(ordered=True)
     gate.learn(["a"])
-    gate.admit([delivery(1, "a", lane := lease()), delivery(2, "b", lane)])
+    lane = lease()
+    gate.admit([delivery(1, "a", lane), delivery(2, "b", lane)])
     assert numbers(gate.take(10)) == [2]
-    assert numbers(checks := gate.begin_checks(10)) == [1]
+    checks = gate.begin_checks(10)
+    assert numbers(checks) == [1]
     gate.admit([delivery(3, "a", lane)])
     assert not gate.has_checks, "while it is looked up, what follows waits"
     gate.not_held("a")
@@ -234,6 +237,16 @@ class GateMachine(RuleBasedStateMachine):
             claim.remove(other)
             self.gate.give_back(other)
 
+    @rule(data=st.data())
+    def release(self, data: st.DataObject) -> None:
+        """A claim is given back, in whatever order."""
+        claims = [n for n, claim in self.out.items() if claim]
+        if claims:
+            claim = self.out[data.draw(st.sampled_from(claims))]
+            for each in data.draw(st.permutations(claim)):
+                self.gate.give_back(each)
+            claim.clear()
+
     @precondition(lambda self: not self.checks)
     @rule(limit=st.integers(1, 4))
     def begin_checks(self, limit: int) -> None:
@@ -283,7 +296,8 @@ class GateMachine(RuleBasedStateMachine):
     def counts_are_true(self) -> None:
         lent = sum(map(len, self.out.values())) + len(self.checks)
         assert self.gate.out == lent
-        assert self.gate.waiting >= 0 and self.gate.ready <= self.gate.waiting
+        assert self.gate.waiting >= 0
+        assert self.gate.ready <= self.gate.waiting
 
     def teardown(self) -> None:
         """Whatever was going on, everything is handled in the end."""
@@ -305,7 +319,8 @@ class GateMachine(RuleBasedStateMachine):
                 del self.unacked[each.record.position]
                 self.gate.finish(each)
         assert sorted(n for done in self.done.values() for n in done) == list(range(1, self.published + 1))
-        assert self.gate.is_idle and not self.gate.has_checks
+        assert self.gate.is_idle
+        assert not self.gate.has_checks
         self.order_is_kept()
 
 

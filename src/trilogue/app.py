@@ -292,7 +292,7 @@ class App(Router, Reading, Streams, History, Projections):
         """
         names = [sub.group.name for sub in self.subscriptions]
         until = None if timeout is None else monotonic() + seconds(timeout)
-        while not await self.store.idle(names) or await projections.busy(self.store, self.declared):
+        while not await self.store.idle(names) or (self.declared and await projections.busy(self.store, self.declared)):
             if until is not None and monotonic() > until:
                 raise TimedOut(f"the groups of this app still have work after {timeout}")
             await self.store.changed(0.05)

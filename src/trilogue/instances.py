@@ -21,7 +21,7 @@ from trilogue.durations import Duration, microseconds, readable
 from trilogue.errors import DecodeError, OrphanedGroup, Reject, TrilogueError, TwiceNamed, UnknownEvent, Unsupported
 from trilogue.events import KEY_CHARS, Envelope, Record, as_datetime, caused_id, now_us
 from trilogue.handlers import Context, Subscription, subscription
-from trilogue.ports import Db, Store, Transaction
+from trilogue.ports import Db, Feature, Store, Transaction
 from trilogue.process import TIMER_TYPE, Due, Process, Reaction, Wiring, reaction_of, wiring_of
 from trilogue.retry import Retry
 
@@ -341,6 +341,8 @@ async def process_instance(store: Store, name: str, id: str) -> ProcessInstance:
 
 async def refuse_beside(store: Store, group: str) -> None:
     """Raise Unsupported for the group of a process: its states belong to its name, a second group would count on in them."""
+    if Feature.EFFECTS not in store.features:
+        return  # a broker alone runs no processes
     for name, registered in (await _registered(store)).items():
         if registered.group == group:
             raise Unsupported(

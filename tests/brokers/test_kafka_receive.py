@@ -17,7 +17,7 @@ __all__ = ["url"]
 
 async def committed(broker: Kafka, group: str = "readers") -> dict[int, Place]:
     """Where a group is in each partition, as the server has it."""
-    found = await broker._admin.committed(broker._settings.prefix + group)
+    found = await broker._admin.committed(broker._settings.prefix + group, broker._catalog.partitions(broker._catalog.there))
     return {partition: place for (_, partition), place in found.items()}
 
 

@@ -92,7 +92,9 @@ async def _under_load(folder: Path, prefix: str, hurt: str) -> Load:
     async with opened(url(folder) + f"&prefix={prefix}", *GROUPS, restarts=None) as broker:
         publishing = asyncio.create_task(load.publish(broker))
         handling = [asyncio.create_task(load.handle(broker, group.name)) for group in GROUPS]
-        await until(lambda: len(load.sure) > 500)
+        # RabbitMQ 3.10.8 killed within a second of declaring a quorum queue can leave it without a leader for good.
+        old_enough = time.monotonic() + 3
+        await until(lambda: len(load.sure) > 500 and time.monotonic() > old_enough)
         await asyncio.to_thread(getattr(sets, hurt), folder, "rabbitmq")
         await asyncio.sleep(0.5)
         await asyncio.to_thread(sets.start, folder, "rabbitmq")
@@ -100,7 +102,8 @@ async def _under_load(folder: Path, prefix: str, hurt: str) -> Load:
         before = {group.name: len(load.seen[group.name]) for group in GROUPS}
         await until(lambda: all(len(load.seen[name]) > count for name, count in before.items()))
         took_s = time.monotonic() - back
-        await until(lambda: len(load.sure) > 1_500)
+        enough = len(load.sure) + 500
+        await until(lambda: len(load.sure) > enough)
         load.is_over = True
         await publishing
         last = envelope(-1, "video.last", key=None)

@@ -9,6 +9,7 @@ Queues and topics belong to the store beside them: their prefix is kept in it, s
 where it ended, and a new store begins with empty ones. Without --store it is a throw-away file, and they are removed afterwards.
 """
 
+import logging
 import secrets
 import tempfile
 from collections.abc import AsyncIterator, Iterator
@@ -18,6 +19,7 @@ from pathlib import Path
 from urllib.parse import parse_qsl, quote, urlencode
 
 from trilogue.brokers import DEFAULT_STORE, is_broker
+from trilogue.conformance import places
 from trilogue.errors import BadOption
 from trilogue.ports import Store
 from trilogue.stores import open_store
@@ -25,6 +27,8 @@ from trilogue.urls import redacted, split
 
 KAFKA = {"linger": "10ms", "batch_bytes": "16384", "retries": "3"}  # for place(): few large requests, as for a stream of events
 OWNER, PREFIX = "trilogue.demo", "prefix"
+
+log = logging.getLogger("trilogue")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +88,12 @@ async def place(wanted: Wanted, **options: str) -> AsyncIterator[Place]:
         yield Place(await _own(wanted.url, wanted.store, options), wanted.store)
     else:
         with _throw_away() as store:
-            yield Place(await _own(wanted.url, store, options), store, kept=False)
+            url = await _own(wanted.url, store, options)
+            try:
+                yield Place(url, store, kept=False)
+            finally:
+                if PREFIX not in _options(wanted.url):
+                    await _removed(url, store)
 
 
 @contextmanager
@@ -96,11 +105,30 @@ def _throw_away() -> Iterator[str]:
 async def _own(url: str, store: str, options: dict[str, str]) -> str:
     """The broker's URL with the names this store uses on it."""
     parts = split(url)
-    given = dict(parse_qsl(parts.query, keep_blank_values=True))
+    given = _options(url)
     ours = options if parts.scheme.startswith("kafka") else {}
     if PREFIX not in given:
         ours = {**ours, PREFIX: await _kept_prefix(open_store(store))}
     return parts._replace(query=urlencode({**ours, **given})).geturl()
+
+
+def _options(url: str) -> dict[str, str]:
+    return dict(parse_qsl(split(url).query, keep_blank_values=True))
+
+
+async def _removed(url: str, store: str) -> None:
+    """Delete the queues or topics of a throw-away store."""
+    left = places.Place(url, store)
+    beside = open_store(store)
+    await beside.open()
+    try:
+        left.groups.update(group.name for group in (await beside.status()).groups)
+    finally:
+        await beside.close()
+    try:
+        await left.remove()
+    except Exception as error:  # of whatever driver: what has been shown must not be hidden by it
+        log.warning("%s: what was made there for the demonstration stays: %s", redacted(url), error)
 
 
 async def _kept_prefix(store: Store) -> str:

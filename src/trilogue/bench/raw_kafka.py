@@ -201,7 +201,7 @@ def _consume(at: Place, events: int, handle: Callable[[list[Watched]], None]) ->
                 continue
             handle([_decoded(message) for message in messages])
             over = stretch.passed(len(messages))
-            consumer.commit(asynchronous=not over)
+            consumer.commit(asynchronous=not over)  # type: ignore[call-overload]
     committed(at, f"{at.name}raw", events_topic(at), events)
     return Measured(stretch.rate(SIDE))
 

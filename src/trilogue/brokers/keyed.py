@@ -82,17 +82,18 @@ class KeyedGate:
 
     def _move_on(self, name: str, key: Key) -> None:
         """What waits of a key that is not out may go, or has to be looked up; or there is nothing left of it."""
-        if key.out or key.ready or key.checking:
+        if key.out or key.checking or (key.ready and name in self.held):
             return
-        if not key.waiting:
+        if not (key.waiting or key.ready):
             del self._keys[name]
         elif name in self.held:
             key.checking = True
             self._to_check.append(name)
-        else:
-            # Not more than a claim can take: what is not taken with the first of its key comes back to wait.
-            run = self._cut(key, self._most)
-            key.ready = len(run)
+        elif key.waiting:
+            # Not more than a claim can take: what is not taken with the first of its key comes back to wait. But all of it
+            # where some is in the queue already, which may be newer than what was given back.
+            run = self._cut(key, len(key.waiting) if key.ready else self._most)
+            key.ready += len(run)
             for delivery in run:
                 heappush(self._ready, (delivery.span, delivery))
 

@@ -167,18 +167,26 @@ class Reader:
             self._gate.drop_revoked()
             self._room.clear()
             await self._room.wait()
+        if self._marks.revision < 0:  # it may have been paused before
+            await self._refresh()
         if self._marks.paused:
-            await self._broker.pause(self.name)
-            while self._marks.paused:
-                await asyncio.sleep(PAUSED_LOOK_S)
-                await self._refresh()
-            await self._broker.resume(self.name)
-            self._wake.set()
+            await self._rest()
         # A lane that is ours alone is received in larger parts: each is one look, and maybe one transaction, of the store.
         limit = max(self._limit, LANE_RECORDS if self.group.ordered else 1) - self._gate.ready
         deliveries = await self._broker.receive(self.name, limit=limit, wait_s=WAIT_S)
         if deliveries:
             await self._admit(deliveries)
+
+    async def _rest(self) -> None:
+        """Receive nothing while the group is paused."""
+        await self._broker.pause(self.name)
+        try:
+            while self._marks.paused:
+                await asyncio.sleep(PAUSED_LOOK_S)
+                await self._refresh()
+        finally:
+            await self._broker.resume(self.name)
+        self._wake.set()
 
     async def _admit(self, deliveries: list[Delivery]) -> None:
         while True:

@@ -80,7 +80,7 @@ async def promise_failing_effect_holds_its_key(make_store: MakeStore) -> None:
         store = await _with_table(bench, "a")
         await store.append([envelope(n, "k") for n in range(3)])
         out = await take(store, "a", 3)
-        failing = effect(out[0], lambda db: db.execute("no sql"), after_us=100_000)
+        failing = effect(out[0], lambda db: db.execute("no sql"), after_us=500_000)
         await store.settle("a", [failing, _write("a", out[1]), _write("a", out[2])])
         same(await _seen(store, "a"), [], "effects behind a failing one of their key")
         await none_left(store, "a", "while the failed one waits")
@@ -122,7 +122,9 @@ async def promise_one_failing_group_harms_no_other(make_store: MakeStore) -> Non
         if Feature.HISTORY in store.features:
             same([r.type for r in await store.read(Query(after=5))], ["new.kind", "newer.kind"], "what was published meanwhile")
         bad_status = next(each for each in (await store.status()).groups if each.name == "bad")
-        same((bad_status.done, bad_status.failed, bad_status.retrying), (2, 3, 3), "done, failed, retrying of the bad group")
+        same(bad_status.retrying, 3, "retrying of the bad group")
+        if Feature.HISTORY in store.features:
+            same((bad_status.done, bad_status.failed), (2, 3), "done, failed of the bad group")
 
 
 @promise(Feature.EFFECTS)

@@ -209,7 +209,7 @@ async def promise_dead_letters_keep_everything(make_store: MakeStore) -> None:
         same(numbers(await drain(store, "readers", 1)), [1], "what follows a dead record")
         letter = (await store.dead("readers"))[0]
         same((letter.group, letter.record.data, letter.attempts), ("readers", b"\xff\x00 raw", 2), "dead letter")
-        same((letter.error, letter.traceback, letter.parked), ("boom \\udcff", "at line 1\x00", False), "why it died")
+        same((letter.error, letter.traceback, letter.parked), ("boom \\udcff", "at line 1\\x00", False), "why it died")
         same((await store.dead(None))[0].record.id, raw.id, "dead letters of all groups")
         if Feature.HISTORY in store.features:
             await raises(HandlerFailed, store.handled("readers", letter.record.position), "handled() of a dead record")

@@ -58,7 +58,7 @@ async def promise_appended_is_durable(make_store: MakeStore) -> None:
 
 
 FULL = Envelope(
-    "id-1", "a.b-c.d_e", b"\x00\xff not json", "kéy\x00", "shop", 12_345, 7, "cor", "cau", "subject", "00-ab-cd-01",
+    "id-1", "a.b-c.d_e", b"\x00\xff not json", "kéy\x01", "shop", 12_345, 7, "cor", "cau", "subject", "00-ab-cd-01",
     {"n": 1, "flag": True, "text": "ä"}, ("course:c1", "student:ä"),
 )  # fmt: skip
 
@@ -89,6 +89,20 @@ async def promise_everything_comes_back(make_store: MakeStore) -> None:
         record = (await store.read(Query()))[0]
         for field in Envelope.__struct_fields__:
             same(getattr(record, field), getattr(FULL, field), f"{field} read back")
+
+
+@promise(Feature.HISTORY)
+async def promise_a_nul_harms_nobody(make_store: MakeStore) -> None:
+    """A key with a NUL character comes back as it was, or is refused alone; so is an id, and nothing published beside it suffers."""
+    async with Bench(make_store) as bench:
+        store = await bench.open()
+        odd = [envelope(1, "a\x00b"), envelope(2, id="i\x00d")]
+        outcomes = await asyncio.gather(*(store.append([each]) for each in (*odd, envelope(3, "k"))), return_exceptions=True)
+        expect(not isinstance(outcomes[2], BaseException), f"what is published beside it is stored, got {outcomes[2]}")
+        stored = {record.id: record.key for record in await store.read(Query())}
+        for sent, outcome in zip(odd, outcomes, strict=False):
+            expect(not isinstance(outcome, BaseException) or isinstance(outcome, Rejected), f"stored or Rejected, got {outcome!r}")
+            same(stored.get(sent.id, "(none)"), "(none)" if isinstance(outcome, Rejected) else sent.key, "key of a stored one")
 
 
 @promise(Feature.DEDUP)

@@ -113,11 +113,15 @@ class Bench:
         store = self._make()
         await store.open()
         self._open.append(store)
-        if Feature.REPLAY not in store.features:  # a queue has no beginning before it is declared
-            groups = tuple(replace(each, start="now") if each.start == "beginning" else each for each in groups)
         if groups:
-            await store.bind(groups, work=work)
+            await self.bind(store, *groups, work=work)
         return store
+
+    async def bind(self, store: Store, *groups: Group, work: bool = True) -> None:
+        """Let a store work for groups, from the beginning where there is one: a queue has none before it is declared."""
+        if Feature.REPLAY not in store.features:
+            groups = tuple(replace(each, start="now") if each.start == "beginning" else each for each in groups)
+        await store.bind(groups, work=work)
 
     async def close(self, store: Store) -> None:
         """Close one in an orderly way."""

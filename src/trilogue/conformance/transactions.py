@@ -249,7 +249,7 @@ async def promise_named_timers_are_moved(make_store: MakeStore) -> None:
     """A timer with a name is one: set again it is moved, cancelled by name it never fires, and it fires once."""
     async with Bench(make_store) as bench:
         store = await bench.open(READERS)
-        soon = now_us() + 100_000
+        soon = now_us() + 1_000_000
         await store.transact(lambda tx: tx.schedule(envelope(1, id="one"), soon, name="later"))
         await store.transact(lambda tx: tx.schedule(envelope(2, id="two"), soon + DAY_US, name="later"))
         await store.transact(lambda tx: tx.schedule(envelope(3, id="three"), soon, name="never"))
@@ -258,7 +258,7 @@ async def promise_named_timers_are_moved(make_store: MakeStore) -> None:
         same(await store.transact(lambda tx: [tx.cancel("never"), tx.cancel("never")]), [True, False], "cancelled once")
         listed = {timer.name: (timer.envelope.id, timer.due_us) for timer in await store.timers()}
         same(listed, {"later": ("two", soon + DAY_US), "sooner": ("four", soon)}, "timers")
-        await store.transact(lambda tx: tx.schedule(envelope(5), now_us() + 150_000, name="marker"))
+        await store.transact(lambda tx: tx.schedule(envelope(5), soon + 50_000, name="marker"))
         fired = await take(store, "readers", 2)
         same(numbers(fired), [4, 5], "what has fired when the marker has")
         await answer(store, fired)
@@ -284,7 +284,7 @@ async def promise_named_timers_survive(make_store: MakeStore) -> None:
         await store.transact(lambda tx: tx.schedule(envelope(4), due + DAY_US, name="moved"))
         others = [store, *([await bench.open()] if Feature.SHARED in store.features else [])]
         for each in others:
-            await each.bind([READERS])
+            await bench.bind(each, READERS)
         await until(lambda: _some(store), "the timer that is due fires")
         await store.transact(lambda tx: tx.schedule(envelope(5), 0, name="marker"))
         await until(lambda: _some(store, 2), "the marker fires")

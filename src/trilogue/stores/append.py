@@ -38,8 +38,8 @@ class Append(NamedTuple):
 # ── what may be stored ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def check_envelope(envelope: Envelope, payload_bytes: int) -> None:
-    """Raise Rejected if this envelope must not go onto a log."""
+def check_envelope(envelope: Envelope, payload_bytes: int, *, takes_nul: bool = True) -> None:
+    """Raise Rejected if this envelope must not go onto a log. takes_nul: whether its texts may have NUL characters there."""
     if len(envelope.data) > payload_bytes:
         raise Rejected(
             f"event {envelope.type!r} has {len(envelope.data)} bytes, the limit is {payload_bytes}: store the content elsewhere "
@@ -54,6 +54,8 @@ def check_envelope(envelope: Envelope, payload_bytes: int) -> None:
     e = envelope
     if (e.type, e.source) not in _CHECKED or not _is_plain(e):
         _check_text(e)
+    if not takes_nul:
+        _check_nul(e)
     if type(e.data) is not bytes or not 0 < len(e.type) <= TYPE_CHARS:
         raise Rejected(f"event {e.type!r} cannot be stored: expected a type of 1 to {TYPE_CHARS} characters and data in bytes")
     if not EARLIEST_US <= e.time_us <= LATEST_US or not 1 <= e.schema_version <= MOST_VERSION:
@@ -74,6 +76,14 @@ def _is_plain(e: Envelope) -> bool:
     caused = e.correlation_id is None or (e.correlation_id.isascii() and (e.causation_id or "").isascii())
     rest = e.subject is None and e.traceparent is None and e.extensions is None and not e.tags
     return rest and caused and e.id.isascii() and (e.key is None or e.key.isascii())
+
+
+def _check_nul(e: Envelope) -> None:
+    for text in (e.id, e.type, e.key, e.source, e.correlation_id, e.causation_id, *e.tags):
+        if text is not None and "\x00" in text:
+            raise Rejected(
+                f"event {e.type!r} has the text {text!r}, and PostgreSQL stores no NUL character: leave it out"
+            )
 
 
 def _check_text(envelope: Envelope) -> None:

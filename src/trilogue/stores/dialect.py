@@ -40,8 +40,8 @@ class TransactionSql(Sql, Protocol):
         """Whether there is a transaction, begun and not undone."""
         ...
 
-    def is_failed(self) -> bool:
-        """Whether an error in the transaction lets nothing more happen in it but undoing."""
+    def check(self) -> None:
+        """Raise TimedOut or Rejected if an error in the transaction, which was caught, lets nothing more happen in it."""
         ...
 
 
@@ -49,6 +49,7 @@ class TransactionSql(Sql, Protocol):
 class Dialect:
     """How one database says it; an empty text: it need not be said.
 
+    leads: a join whose left side is read first. takes_nul: whether texts may have NUL characters.
     kind_of: a select with the kind of a table or view by its name, None if there is none. view: a select that finds a view that shows a table.
     columns: a select with the columns of a table. bytes: a select with the size of the whole log.
     append_all, emit: what append.py does, done by the server in one call.
@@ -56,6 +57,8 @@ class Dialect:
 
     name: str
     for_update: str = ""
+    leads: str = "join"
+    takes_nul: bool = True
     end: str = ""
     alone: str = ""
     state: str = ""
@@ -70,6 +73,7 @@ class Dialect:
 
 SQLITE = Dialect(
     "SQLite",
+    leads="cross join",
     kind_of="select type from sqlite_master where name = ? and type in ('table', 'view')",
     view="select 1 from sqlite_master where type = 'view' and name = ? and sql like '%from ' || ?",
     columns="select name from pragma_table_info(?)",

@@ -187,10 +187,18 @@ def settle(
     before: int = sql.rows("select inbox from trilogue_groups where id = ?", (group_id,))[0][0]
     kept = [settlement for settlement in decided.settlements if settlement.verdict != "done"]
     after = hold(sql, group_id, kept, now_us, ordered=ordered) if kept else before
+    _count_failed(sql, group_id, kept)
     if seen:
         _note_seen(sql, effects, group, decided.answered, now_us)
     effects.db.appended = False
     return Taken(decided.settlements, decided.again, before, after)
+
+
+def _count_failed(sql: Sql, group_id: int, kept: Sequence[Settlement]) -> None:
+    failed = sum(settlement.verdict != "release" and settlement.charged for settlement in kept)
+    if failed:
+        # Of whichever slot: these counters are only ever added up.
+        sql.rows("update trilogue_slots set failed = failed + ? where group_id = ? and slot = 0", (failed, group_id))
 
 
 @dataclass(slots=True)

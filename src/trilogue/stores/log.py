@@ -216,7 +216,7 @@ def _rows_noted(
     table, of, noted_as = index
     is_mine, value = mine
     noted = (
-        f"select {_OF_R} from {table} p cross join trilogue_records r on r.position = p.position where {of} and "
+        f"select {_OF_R} from {table} p {sql.dialect.leads} trilogue_records r on r.position = p.position where {of} and "
         f"p.position <= ? and {is_mine} and {where.replace('r.position', 'p.position')} order by p.position {order} limit ?"
     )
     newer = (
@@ -235,7 +235,7 @@ def _rows_tagged(sql: Sql, tags: Sequence[str], where: str, values: list[Any], o
     """Rows that carry all of some tags; the first one leads, so name the rarest first."""
     others = " and exists (select 1 from trilogue_tags o where o.tag = ? and o.position = p.position)" * (len(tags) - 1)
     return sql.rows(
-        f"select {_OF_R} from trilogue_tags p cross join trilogue_records r on r.position = p.position where p.tag = ?{others} "
+        f"select {_OF_R} from trilogue_tags p {sql.dialect.leads} trilogue_records r on r.position = p.position where p.tag = ?{others} "
         f"and {where.replace('r.position', 'p.position')} order by p.position {order} limit ?",
         (*tags, *values, limit),
     )
@@ -289,8 +289,8 @@ def stream_marks(sql: Sql, stream: str) -> StreamMarks:
 
 
 def numbers(values: Iterable[int]) -> str:
-    """Whole numbers as SQL text."""
-    return ", ".join(str(int(value)) for value in values)
+    """Whole numbers as SQL text; `null`, which equals nothing, where there are none."""
+    return ", ".join(str(int(value)) for value in values) or "null"
 
 
 def position_at(sql: Sql, time_us: int) -> int:

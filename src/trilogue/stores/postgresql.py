@@ -25,7 +25,7 @@ from psycopg.types.numeric import Int8BinaryDumper
 from trilogue.errors import BadOption, OutcomeUnknown, Rejected, StorageFull, TimedOut, TrilogueError, Unavailable
 from trilogue.stores import postgresql_append
 from trilogue.stores.dialect import Dialect
-from trilogue.stores.transaction import SWALLOWED
+from trilogue.stores.transaction import GONE, SWALLOWED
 from trilogue.stores.writer import Again
 
 STATEMENT_S = 30.0
@@ -38,6 +38,7 @@ _CLOCK = "select (extract(epoch from clock_timestamp()) * 1000000)::bigint"
 POSTGRESQL = Dialect(
     "PostgreSQL",
     for_update=" for update",
+    takes_nul=False,
     end="select head, recorded_us from trilogue_head for update",
     alone="select pg_advisory_xact_lock(hashtextextended('trilogue_head', 'trilogue_head'::regclass::oid::bigint))",
     state="select pg_advisory_xact_lock(hashtextextended(?, 'trilogue_state'::regclass::oid::bigint))",
@@ -158,6 +159,7 @@ class PgSql:
 
     def _prepared(self, sql: str) -> str:
         if sql.startswith(_SAVEPOINTS):
+            self.user.timed_out = self.user.timed_out and not sql.startswith("rollback ")
             return sql
         self.user.unlimit()
         translated = self._translate(sql)
@@ -171,9 +173,12 @@ class PgSql:
             pq.TransactionStatus.INERROR,
         )
 
-    def is_failed(self) -> bool:
-        """Whether an error in the transaction lets nothing more happen in it but undoing."""
-        return self._cursor.connection.info.transaction_status == pq.TransactionStatus.INERROR
+    def check(self) -> None:
+        """Raise TimedOut or Rejected if an error in the transaction, which was caught, lets nothing more happen in it."""
+        if self.user.timed_out:
+            raise TimedOut(GONE)
+        if self._cursor.connection.info.transaction_status == pq.TransactionStatus.INERROR:
+            raise Rejected(SWALLOWED)
 
 
 class UserSql:
@@ -183,6 +188,7 @@ class UserSql:
 
     def __init__(self, translator: Translator) -> None:
         self._translate = translator
+        self.timed_out = False  # since what it did was undone
         self._limit_us: int | None = None
         self._deadline_s = 0.0
         self._told_us: int | None = None
@@ -199,17 +205,26 @@ class UserSql:
 
     def rows(self, sql: str, values: Any = ()) -> list[Any]:
         """Run one statement; all its rows."""
-        self._tell_limit()
-        cursor = self._cursor.execute(self._translate(sql, has_values=bool(values)), values or None)
-        return cursor.fetchall() if cursor.description is not None else []
+        with self._limited():
+            cursor = self._cursor.execute(self._translate(sql, has_values=bool(values)), values or None)
+            return cursor.fetchall() if cursor.description is not None else []
 
     def many(self, sql: str, values: Any) -> int:
         """Run one statement once per row of values; how many rows it changed."""
-        self._tell_limit()
         rows = list(values)
-        if rows:
-            self._cursor.executemany(self._translate(sql), rows)
+        with self._limited():
+            if rows:
+                self._cursor.executemany(self._translate(sql), rows)
         return self._cursor.rowcount if rows else 0
+
+    @contextlib.contextmanager
+    def _limited(self) -> Iterator[None]:
+        try:
+            self._tell_limit()
+            yield
+        except (errors.QueryCanceled, TimedOut):
+            self.timed_out = True
+            raise
 
     def _tell_limit(self) -> None:
         if self._limit_us is None:
@@ -230,6 +245,7 @@ class UserSql:
     def forget_limit(self) -> None:
         """The transaction has ended, and what it was told with it."""
         self._told_us = None
+        self.timed_out = False
 
 
 # ── connections ──────────────────────────────────────────────────────────────────────────────────────────────────────

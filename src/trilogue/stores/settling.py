@@ -246,7 +246,7 @@ def held_as(settlement: Settlement, now_us: int) -> tuple[Any, ...]:
 
 def _text(text: str) -> str | None:
     """Text that can be stored: an error may quote a file name that is not UTF-8."""
-    return text.encode("utf-8", "backslashreplace").decode() or None
+    return text.encode("utf-8", "backslashreplace").decode().replace("\x00", "\\x00") or None
 
 
 def _write_rows(sql: Sql, group_id: int, rows: Sequence[Row]) -> None:

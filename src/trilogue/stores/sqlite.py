@@ -101,9 +101,8 @@ class ApswSql:
         """Whether there is a transaction, begun and not undone."""
         return self._connection.in_transaction
 
-    def is_failed(self) -> bool:
-        """Never: a statement that fails undoes itself, or everything."""
-        return False
+    def check(self) -> None:
+        """Nothing: a statement that fails undoes itself, or everything."""
 
 
 class SqliteConnection:

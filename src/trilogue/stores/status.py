@@ -18,6 +18,8 @@ from trilogue.stores.groups import DEAD, PARKED, READY, group_id_of
 from trilogue.stores.log import Types, newest, numbers, unpack
 
 COUNT_RECORDS = 1_000_000
+# Not a join: PostgreSQL, as long as it knows nothing of a table that is new, would go through all records for each slot.
+_CURSOR = "(select s.cursor from trilogue_slots s where s.group_id = ? and s.slot = r.slot)"
 
 
 def groups(sql: Sql, types: Types) -> list[GroupStatus]:
@@ -75,10 +77,9 @@ def _behind(sql: Sql, types: Types, group_id: int, patterns: tuple[str, ...]) ->
         return 0, 0
     wanted = "" if len(kinds) == len(types.by_number) else f"and r.type in ({numbers(kinds)})"
     count, first = sql.rows(
-        "select count(*), min(position) from (select r.position from trilogue_records r join trilogue_slots s "
-        "on s.group_id = ? and s.slot = r.slot where r.position > ? and r.position > s.cursor "
-        f"{wanted} limit {COUNT_RECORDS}) behind",
-        (group_id, low),
+        "select count(*), min(position) from (select r.position from trilogue_records r "
+        f"where r.position > ? and r.position > {_CURSOR} {wanted} limit {COUNT_RECORDS}) behind",
+        (low, group_id),
     )[0]
     if not count:
         return 0, 0
@@ -98,9 +99,9 @@ def _next(sql: Sql, types: Types, group_id: int, patterns: Sequence[str]) -> int
     low = sql.rows("select min(cursor) from trilogue_slots where group_id = ?", (group_id,))[0][0]
     kinds = numbers(types.matching(patterns))
     rows = sql.rows(
-        "select r.position from trilogue_records r join trilogue_slots s on s.group_id = ? and s.slot = r.slot "
-        f"where r.position > ? and r.position > s.cursor and r.type in ({kinds}) order by r.position limit 1",
-        (group_id, low),
+        f"select r.position from trilogue_records r where r.position > ? and r.position > {_CURSOR} "
+        f"and r.type in ({kinds}) order by r.position limit 1",
+        (low, group_id),
     )
     return rows[0][0] if rows else None
 

@@ -136,7 +136,7 @@ class SqlStore:
         """Put envelopes on the log: all or none, in this order, durable on return."""
         self._opened()
         for envelope in envelopes:
-            append.check_envelope(envelope, self.payload_bytes)
+            append.check_envelope(envelope, self.payload_bytes, takes_nul=self._db.sql.dialect.takes_nul)
         stream, version = expected or (None, ANY_VERSION)
         if stream is not None:
             append.check_stream(stream)
@@ -286,8 +286,9 @@ class SqlStore:
 
     async def schedule(self, envelopes: Sequence[Envelope], due_us: int) -> None:
         """Put envelopes on the log at that time."""
+        takes_nul = self._opened().sql.dialect.takes_nul
         for envelope in envelopes:
-            append.check_envelope(envelope, self.payload_bytes)
+            append.check_envelope(envelope, self.payload_bytes, takes_nul=takes_nul)
         await self._write(lambda sql: timers.schedule(sql, self._db.writer_types, envelopes, due_us), rows=len(envelopes))
         self._scheduled(due_us)
 
@@ -394,7 +395,7 @@ class SqlStore:
             finally:
                 db.set_deadline(None)
 
-        run = whole(timed, in_transaction=db.in_transaction, translate=db.translate)
+        run = whole(timed, in_transaction=db.in_transaction, check=db.transaction.check, translate=db.translate)
         result: T = await self._write(lambda _: run(), rows=rows)
         if self._db.transaction.regrouped:
             self._db.transaction.regrouped = False

@@ -23,7 +23,7 @@ from trilogue.stores.writer import Again, answerable
 T = TypeVar("T")
 STATE_BYTES = 16 << 20
 OWNER_CHARS = 512
-_GONE = (
+GONE = (
     "an earlier statement was interrupted or said OR ROLLBACK, which undid the whole transaction, and the code went on as if "
     "nothing had happened: let the error of that statement through"
 )
@@ -42,12 +42,12 @@ class _Inside:
 
     def rows(self, sql: str, values: Any = ()) -> list[Any]:
         if not self._in_transaction():
-            raise TimedOut(_GONE)
+            raise TimedOut(GONE)
         return self._sql.rows(sql, values)
 
     def many(self, sql: str, values: Any) -> int:
         if not self._in_transaction():
-            raise TimedOut(_GONE)
+            raise TimedOut(GONE)
         return self._sql.many(sql, values)
 
 
@@ -61,14 +61,9 @@ class SqlTransaction(UserDb):
     def __init__(self, sql: TransactionSql, types: log.Types, payload_bytes: int, scheduled: Callable[[int], None]) -> None:
         super().__init__(_Inside(sql.user, sql.in_transaction))
         self._sql = _Inside(sql, sql.in_transaction)
-        self._is_failed = sql.is_failed
+        self.check = sql.check
         self._types, self._payload_bytes, self._scheduled = types, payload_bytes, scheduled
         self.appended = self.regrouped = False
-
-    def check(self) -> None:
-        """Raise Rejected if nothing of this transaction can happen any more, and nobody has said so."""
-        if self._is_failed():
-            raise Rejected(SWALLOWED)
 
     @property
     def now_us(self) -> int:
@@ -90,7 +85,7 @@ class SqlTransaction(UserDb):
     ) -> list[int]:
         """Put envelopes on the log; raises Conflict for another version, or a record that matches one of `unless`."""
         for envelope in envelopes:
-            check_envelope(envelope, self._payload_bytes)
+            check_envelope(envelope, self._payload_bytes, takes_nul=self._sql.dialect.takes_nul)
         if stream is not None:
             check_stream(stream)
         if unless:
@@ -137,7 +132,7 @@ class SqlTransaction(UserDb):
     def clear_states(self, owner: str, *, prefix: str = "") -> int:
         """Remove all states of an owner, or those whose id begins so; returns how many."""
         values = (owner, prefix, len(prefix), prefix)
-        return self._sql.many("delete from trilogue_state where owner = ? and id >= ? and substr(id, 1, ?) = ?", [values])
+        return self._sql.many("delete from trilogue_state where owner = ? and id >= ? and substr(id, 1, cast(? as integer)) = ?", [values])
 
     def forget_states(self, owner: str, before_us: int, limit: int) -> None:
         """Remove the oldest states of an owner that were written before a time."""
@@ -149,7 +144,7 @@ class SqlTransaction(UserDb):
 
     def schedule(self, envelope: Envelope, due_us: int, *, name: str) -> None:
         """Put an envelope on the log at that time; a timer of the same name is replaced."""
-        check_envelope(envelope, self._payload_bytes)
+        check_envelope(envelope, self._payload_bytes, takes_nul=self._sql.dialect.takes_nul)
         timers.cancel_named(self._sql, name)
         timers.schedule(self._sql, self._types, [envelope], due_us, name=name)
         self._scheduled(due_us)
@@ -213,6 +208,7 @@ def whole(
     work: Callable[[], T],
     *,
     in_transaction: Callable[[], bool],
+    check: Callable[[], None],
     translate: Callable[[Exception], Exception],
 ) -> Callable[[], T]:
     """`work`, so that it happens whole or not at all, and harms no other change that is written with it.
@@ -226,9 +222,10 @@ def whole(
             raise doomed[0]
         try:
             result = work()
+            check()
             if in_transaction():
                 return result
-            error: Exception = TimedOut(_GONE)
+            error: Exception = TimedOut(GONE)
         except BaseException as raised:
             if in_transaction():
                 raise

@@ -435,7 +435,7 @@ class Worker:
         self.attend_now.set()
 
     def _check(self, envelope: Envelope) -> None:
-        append.check_envelope(envelope, self._payload_bytes)
+        append.check_envelope(envelope, self._payload_bytes, takes_nul=self._db.sql.dialect.takes_nul)
 
 
 def _deliveries(answer: Settlement | InTransaction) -> Sequence[Delivery]:

@@ -45,7 +45,7 @@ def reset(db: Db) -> None:
         db.execute(f"delete from notification_{name}")
 
 
-@router.on(group="notification", retry=Retry(25, "20ms..1s"), batch=500, reset=reset)
+@router.on(group="notification", retry=Retry(25, "20ms..1s"), batch=500, db_limit="2s", reset=reset)
 def notify(events: list[WatchStarted | RecommendationUpdated], db: Db) -> None:
     """Tell friends of watches, and users of new recommendations."""
     take_turn(db, "notification")

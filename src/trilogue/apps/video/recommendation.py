@@ -52,7 +52,7 @@ def reset(db: Db) -> None:
         db.execute(f"delete from recommendation_{name}")
 
 
-@router.on(group="recommendation", retry=Retry(25, "20ms..1s"), batch=200, reset=reset)
+@router.on(group="recommendation", retry=Retry(25, "20ms..1s"), batch=200, db_limit="2s", reset=reset)
 def recommend(watches: list[WatchStarted], db: Db) -> list[RecommendationUpdated]:
     """Judge, learn and recommend, watch by watch."""
     take_turn(db, "recommendation")

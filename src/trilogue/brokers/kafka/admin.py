@@ -11,7 +11,7 @@ from concurrent.futures import Future
 from functools import partial
 from typing import Any
 
-from confluent_kafka import ConsumerGroupTopicPartitions, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, OffsetSpec, ResourceType  # type: ignore[attr-defined]
 
 from trilogue.brokers.kafka.lane import Place, decoded
@@ -154,19 +154,34 @@ class Admin:
         )
         return {(each.topic, each.partition): result.offset for each, result in zip(asked, results, strict=True)}
 
-    async def committed(self, group_id: str) -> dict[Partition, Place]:
-        """Where a group is; empty for one that has never been."""
-        request = [ConsumerGroupTopicPartitions(group_id)]
-        answer = await self._ask(
-            f"asking for the offsets of group {group_id!r}",
-            lambda: self._client.list_consumer_group_offsets(request, request_timeout=REQUEST_S)[group_id],
-            harmless={KafkaError.GROUP_ID_NOT_FOUND},
-        )
-        return {
-            (each.topic, each.partition): decoded(each.offset, each.metadata)
-            for each in (answer.topic_partitions if answer is not None else ())
-            if each.error is None and each.offset >= 0
-        }
+    async def committed(self, group_id: str, partitions: Iterable[Partition]) -> dict[Partition, Place]:
+        """Where a group is in those of these partitions that it has committed an offset for."""
+        asked = [TopicPartition(topic, number) for topic, number in partitions]
+        return await asyncio.to_thread(self._committed, group_id, asked) if asked else {}
+
+    def _committed(self, group_id: str, asked: list[TopicPartition]) -> dict[Partition, Place]:
+        # Asked by a consumer that never joins. The administrative client's own request takes the whole process down (librdkafka
+        # 2.16: a null pointer) if the group's coordinator has just moved or is not there yet, as in a new cluster.
+        reader = Consumer(self._settings.consumer(group_id), logger=quiet)
+        until = time.monotonic() + REQUEST_S
+        try:
+            while (found := self._committed_to(reader, group_id, asked, until)) is None:
+                time.sleep(RETRY_S)
+        finally:
+            reader.close()
+        return {(each.topic, each.partition): decoded(each.offset, each.metadata) for each in found if each.offset >= 0}
+
+    def _committed_to(
+        self, reader: Consumer, group_id: str, asked: list[TopicPartition], until: float
+    ) -> list[TopicPartition] | None:
+        """What the coordinator says; None after an error that passes."""
+        try:
+            return reader.committed(asked, timeout=REQUEST_S)
+        except KafkaException as error:
+            what: KafkaError = error.args[0]
+            if what.code() in PASSING and time.monotonic() < until:
+                return None
+            raise self._trouble(f"asking for the offsets of group {group_id!r}", what) from error
 
     async def alter(self, group_id: str, offsets: Mapping[Partition, int]) -> bool:
         """Set a group that has no members; False if it has some, and then nothing is changed."""

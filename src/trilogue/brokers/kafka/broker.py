@@ -302,7 +302,7 @@ class Kafka:
         partitions = await self._partitions_of(group)
         offsets = await places.offsets_for(self._admin, self._settings, partitions, to)
         if into is not None:
-            if await self._admin.committed(self._settings.prefix + into):
+            if await self._admin.committed(self._settings.prefix + into, partitions):
                 raise Unsupported(f"group {into!r} exists already: replay into a name that is new")
             await places.move(self._admin, self._settings, into, offsets)
         else:
@@ -326,7 +326,9 @@ class Kafka:
         await self._catalog.refresh()
         bound = self._groups.get(group)
         found = self._catalog.partitions(self._topics_of(bound)) if bound is not None else []
-        found = found or sorted(await self._admin.committed(self._settings.prefix + group))
+        found = found or sorted(
+            await self._admin.committed(self._settings.prefix + group, self._catalog.partitions(self._catalog.there))
+        )
         if not found:
             raise UnknownEvent(f"{self.url}: there is no group {group!r}: `trilogue groups list` shows those there are")
         return found
@@ -351,18 +353,19 @@ class Kafka:
 
     async def lanes(self, group: str) -> list[LaneStatus]:
         """How far a group is in each partition it reads; in_flight and stalled_s of those that are ours."""
-        partitions = await self._partitions_of(group)
-        committed, ends, first = await asyncio.gather(
-            self._admin.committed(self._settings.prefix + group), self._admin.ends(partitions), self._admin.beginnings(partitions)
+        partitions, member = await self._partitions_of(group), self._members.get(group)
+        here = {each: standing for each in partitions if member is not None and (standing := member.standing(each))}
+        elsewhere = [each for each in partitions if each not in here]
+        ends, first, committed = await asyncio.gather(
+            self._admin.ends(partitions),
+            self._admin.beginnings(elsewhere),
+            self._admin.committed(self._settings.prefix + group, elsewhere),
         )
-        member, now = self._members.get(group), time.monotonic()
-        found = []
-        for partition in partitions:
-            here = None if member is None else member.standing(partition)
-            place = here[0] if here is not None else committed.get(partition, lane.Place(first[partition]))
-            left = lane.lag(place, ends[partition])
-            stalled_s = now - here[2] if here is not None and left else 0.0
-            found.append(LaneStatus(lane_name(*partition), left, 0 if here is None else here[1], stalled_s, place.next))
+        found, now = [], time.monotonic()
+        for each in partitions:
+            place, in_flight, moved_s = here.get(each) or (committed.get(each, lane.Place(first.get(each, 0))), 0, now)
+            left = lane.lag(place, ends[each])
+            found.append(LaneStatus(lane_name(*each), left, in_flight, now - moved_s if left else 0.0, place.next))
         return found
 
     async def describe(self) -> dict[str, str]:

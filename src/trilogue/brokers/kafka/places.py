@@ -26,7 +26,7 @@ async def declare(admin: Admin, settings: Settings, group: Group, partitions: li
     # before its bind returned.
     offsets = await (admin.beginnings(partitions) if beginning else admin.ends(partitions))
     group_id = settings.prefix + group.name
-    if not await admin.committed(group_id):
+    if not await admin.committed(group_id, partitions):
         await admin.alter(group_id, offsets)  # refused where it has members: then somebody else has just declared it
 
 
