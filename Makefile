@@ -2,7 +2,7 @@
 # A second call of anything finds its set-up done.
 
 .DEFAULT_GOAL := demo
-.PHONY: setup demo test check bench services services-down lock clean
+.PHONY: setup demo test faults check bench services services-down lock clean
 
 READY := .venv/.ready
 TOOLS := .tools
@@ -16,6 +16,11 @@ demo: $(READY)
 # On real servers too: those that `make services` started, or else throw-away ones for this run.
 test: $(READY)
 	@python3 tools/services.py run -- .venv/bin/pytest
+
+# All faults at all URLs, about an hour; SEED= replays one, ONLY= and URLS= choose.
+faults: $(READY)
+	@PYTHONPATH=tests:tests/processes:tools FAULTS_WAITING=$(or $(WAITING),1000000) SEED=$(SEED) \
+		.venv/bin/python tests/faults/campaign.py $(if $(ONLY),--only "$(ONLY)") $(if $(URLS),--urls $(URLS))
 
 services:
 	@python3 tools/services.py up

@@ -149,7 +149,8 @@ class FakeBroker:
         if group in self._mine:
             self._mine.discard(group)
             self.server.members[group].remove(self)
-            await self.server.balance(group)
+            if group in self.server.groups:
+                await self.server.balance(group)
 
     async def leave(self) -> None:
         for group in list(self._mine):

@@ -243,15 +243,21 @@ class App(Router, Reading, Streams, History, Projections):
         time: datetime | None = None,
         delay: Duration | None = None,
         at: datetime | None = None,
+        tx: object | None = None,
     ) -> Receipt:
         """Put an event (or Envelope) on the log; durable when it returns.
 
         id: repeating a publish with the same id adds nothing. time: when it happened; now if not given.
         delay, at: enter the log then and not now; cancel() with the receipt prevents it.
+        tx: your own transaction, of SQLAlchemy, psycopg or asyncpg, on the PostgreSQL database of this log: published with its
+        commit and not without it; the receipt has no position yet.
         Raises Rejected, StorageFull, Conflict (id stored with other content), OutcomeUnknown (repeat it with the same id).
         """
         envelope = self.envelope(event, id=id, time_us=None if time is None else us_of(time, "time"))
         due_us = _due(delay, at)
+        if tx is not None:
+            await self.store.publish_in(tx, [envelope], due_us)
+            return Receipt(envelope.id, None, self.store.durability, due_us)
         if due_us is not None:
             await self.store.schedule([envelope], due_us)
             return Receipt(envelope.id, None, self.store.durability, due_us)

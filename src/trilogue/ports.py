@@ -333,6 +333,13 @@ class Store(Protocol):
     async def schedule(self, envelopes: Sequence[Envelope], due_us: int) -> None:
         """Put envelopes on the log at that time; idempotent by id. Fires while any worker runs."""
 
+    async def publish_in(self, tx: object, envelopes: Sequence[Envelope], due_us: int | None = None) -> None:
+        """Publish with the commit of the user's own transaction, or at that time after it; in this order, idempotent by id.
+
+        tx: a connection or session the user has, on the database of this store. Raises Unsupported where there is none, BadOption
+        for what is no such thing, Conflict.
+        """
+
     async def cancel(self, event_id: str) -> bool:
         """Remove a timer; False if there is none (any more)."""
 

@@ -25,7 +25,7 @@ from trilogue.ports import GroupStatus, Store, Transaction
 from trilogue.projection import ERASED
 from trilogue.rehydrate import OWNER
 from trilogue.stores.keys import MEMORY, STATE_PREFIX, Destroyed, Keyring
-from trilogue.stores.store import SqlStore
+from trilogue.stores.sqlite_store import SqliteStore
 
 REASON_CHARS = 1_000
 PAGE = 1_000
@@ -54,7 +54,7 @@ class ErasureReceipt:
 
 def keys_path(store: Store) -> str:
     """Where the keys of a store are: FILE-keys beside its file, or in memory as the store itself is."""
-    return f"{store.path}-keys" if isinstance(store, SqlStore) and not store.in_memory else MEMORY
+    return f"{store.path}-keys" if isinstance(store, SqliteStore) and not store.in_memory else MEMORY
 
 
 async def erase(

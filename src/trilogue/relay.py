@@ -1,7 +1,7 @@
 """From one log to another: claim ──▶ publish, confirmed ──▶ settle. Order per key is kept whatever fails on the way.
 
 FROM  k1 k2 k3 ──publish──▶ k1 ✓  k2 ?  k3 ✓          again from the first of a key that is not known to be there:
-                            k2 ✓  k3 ✓                 k3 comes twice and never before k2
+                            k2 ✓  k3 ✓                 k3 comes once more, after k2
       settled: done; what the other log refuses for good is a dead letter
 
 A store beside a broker is relayed to it so: what aggregates, timers and settlements put on the store's log is for handlers on
@@ -31,7 +31,7 @@ Publish = Callable[[Sequence[Envelope]], Awaitable[Sequence[Outcome]]]
 
 
 async def confirmed(publish: Publish, envelopes: Sequence[Envelope], *, lost: Callable[[int], bool]) -> list[Outcome]:
-    """Publish until each is there or refused for good; one outcome each. Of one key none gets there before an earlier one.
+    """Publish until each is there or refused for good; one outcome each. Of a key, the last that comes is in order.
 
     lost: whether the nth is no longer ours to publish. What is not there after 30 s, or lost, has the error it had last.
     """

@@ -85,7 +85,7 @@ class SyncApp:
 
     def _waits_for_this_thread(self) -> bool:
         here = threading.current_thread()  # the loop's runs rules and folds, the writer's effects and setups
-        return here is self._thread or here.name == f"trilogue-writer {getattr(self._app.store, 'path', None)}"
+        return here is self._thread or here.name == f"trilogue-writer {self._app.store.url}"
 
     def publish(
         self,
@@ -95,9 +95,10 @@ class SyncApp:
         time: datetime | None = None,
         delay: Duration | None = None,
         at: datetime | None = None,
+        tx: object | None = None,
     ) -> Receipt:
         """App.publish()."""
-        return self._wait(self._app.publish(event, id=id, time=time, delay=delay, at=at))
+        return self._wait(self._app.publish(event, id=id, time=time, delay=delay, at=at, tx=tx))
 
     def publish_many(self, events: Sequence[object]) -> list[Receipt]:
         """App.publish_many()."""

@@ -4,28 +4,62 @@ Every fault is a function of a Scene under load. It says when it is over (`heale
 """
 
 import fcntl
+import json
+import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl, urlsplit
 
+from confluent_kafka.admin import AdminClient
 from crew import until
-from places import LEASE_S, NAMES, broker_of, database_of
+from places import LEASE_S, Site, broker_of, database_of
 from scene import Result, Scene, judged, scene
 from servers import sets
+from services import rabbitmq_api
 
 FROZEN_S = 10.0
+RSS_MB = 400  # of a worker, however much waits
+GROUPS_OF_THE_BROKER = ("ordered", "any", "effect", "emitting", "echo")
+
+
+def anywhere(name: str) -> bool:
+    """Of faults that hurt processes."""
+    return True
+
+
+def has_broker(name: str) -> bool:
+    """Of faults that hurt a broker."""
+    return broker_of(name) is not None
+
+
+def has_database(name: str) -> bool:
+    """Of faults that hurt PostgreSQL."""
+    return database_of(name) is not None
+
+
+def has_server(name: str) -> bool:
+    """Of faults that hurt connections."""
+    return has_broker(name) or has_database(name)
 
 
 @dataclass(frozen=True)
 class Fault:
-    """A fault by name. suits: whether there is anything to hurt at a URL. proxied: through TCP proxies."""
+    """A fault by name. suits: whether there is anything to hurt at a URL. proxied: through TCP proxies.
+
+    under_load: act(scene) is called in the midst of the workload; otherwise act(scene, name) is the whole run.
+    """
 
     name: str
-    act: Callable[[Scene], None]
-    suits: Callable[[str], bool] = lambda name: True
+    act: Callable[..., Any]
+    suits: Callable[[str], bool] = anywhere
     proxied: bool = False
+    under_load: bool = True
 
 
 def nothing(s: Scene) -> None:
@@ -170,28 +204,136 @@ def storm(s: Scene) -> None:
     s.healed()
 
 
+# ── the brokers' own ways to fail ────────────────────────────────────────────────────────────────────────────────────
+
+
+def delete_queues(s: Scene) -> None:
+    """Somebody deletes the queues, or the topics, while they are read: what was in them is gone, what follows is not."""
+    with s.interruption():
+        delete = _delete_rabbitmq_queues if s.broker == "rabbitmq" else _delete_kafka_topics
+        delete(s.place["url"])
+    s.healed()
+    s.excused_until = time.monotonic_ns()
+
+
+def _delete_rabbitmq_queues(url: str) -> None:
+    vhost = urlsplit(url).path.removeprefix("/")
+    for group in GROUPS_OF_THE_BROKER:
+        rabbitmq_api("DELETE", f"/api/queues/{vhost}/{group}")
+
+
+def _delete_kafka_topics(url: str) -> None:
+    prefix = dict(parse_qsl(urlsplit(url).query))["prefix"]
+    admin = AdminClient({"bootstrap.servers": urlsplit(url).netloc})
+    topics = [topic for topic in admin.list_topics(timeout=10).topics if topic.startswith(prefix)]
+    for deleted in admin.delete_topics(topics, request_timeout=10).values():
+        deleted.result(15)
+
+
+def memory_alarm(s: Scene) -> None:
+    """RabbitMQ takes no publishes; what is there is handled all the same."""
+    with s.interruption():
+        _rabbitmqctl(s, "set_vm_memory_high_watermark", "0")
+        time.sleep(6)
+        _rabbitmqctl(s, "set_vm_memory_high_watermark", "absolute", "1GB")
+    s.healed()
+
+
+def _rabbitmqctl(s: Scene, *command: str) -> None:
+    server = s.site.services["rabbitmq"]["processes"][-1]
+    program = Path(server["argv"][0]).with_name("rabbitmqctl")
+    node = server["env"]["RABBITMQ_NODENAME"]
+    subprocess.run([program, "-q", "-n", node, *command], env=server["env"], check=True, capture_output=True, timeout=60)
+
+
+# ── without the load ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def wrong_password(s: Scene, fault: str) -> Result:
+    """A worker with a wrong password ends at once, with a sentence, and shows no password."""
+    wrong = {name: _with_password(url, "not-the-secret") for name, url in s.place.items() if name in ("url", "store") and url}
+    (s.folder / "place.json").write_text(json.dumps(s.place | wrong))
+    (s.folder / "denied.py").write_text(DENIED)
+    command = [sys.executable, "-m", "trilogue", "run", "denied:app"]
+    began = time.monotonic()
+    ended = subprocess.run(command, cwd=s.folder, capture_output=True, text=True, timeout=60, check=False)
+    said = ended.stdout + ended.stderr
+    trouble = [
+        *(["exit code 0"] if ended.returncode == 0 else []),
+        *(["a traceback"] if "Traceback" in said else []),
+        *(["a password is shown"] if "not-the-secret" in said else []),
+        *([] if "password" in said.lower() or "credential" in said.lower() else [f"it does not say why: {said[-300:]}"]),
+    ]
+    return Result(fault, s.name, recovery_s=time.monotonic() - began, trouble=tuple(trouble))
+
+
+def _with_password(url: str, password: str) -> str:
+    parts = urlsplit(url)
+    if parts.username is None:
+        return url
+    return parts._replace(netloc=f"{parts.username}:{password}@{parts.hostname}:{parts.port}").geturl()
+
+
+DENIED = """
+import json
+from pathlib import Path
+from trilogue import App, Record
+place = json.loads(Path("place.json").read_text())
+app = App(place["url"], **({"store": place["store"]} if place["store"] else {}))
+@app.on("#", group="denied")
+async def handle(record: Record) -> None: ...
+"""
+
+
+def long_queue(s: Scene, fault: str) -> Result:
+    """A group with very many records waiting, and one worker: all are handled, and memory stays what it is with few."""
+    count = int(os.environ.get("FAULTS_WAITING", 50_000))
+    for role in ("hoard", "drain"):
+        code = s.crew.start(role, str(count)).wait(1_800)
+        assert code == 0, s.crew.log(role)[-2_000:]
+    found = json.loads((s.folder / "drained.json").read_text())
+    trouble = [f"{found['rss_mb']} MB of memory: at most {RSS_MB}"] if found["rss_mb"] > RSS_MB else []
+    trouble += [f"{found[what]} {what}" for what in ("lost", "repeated") if found[what]]
+    return Result(
+        fault,
+        s.name,
+        stored=count,
+        lost=found["lost"],
+        repeated=found["repeated"],
+        recovery_s=found["seconds"],
+        rss_mb=found["rss_mb"],
+        trouble=tuple(trouble),
+    )
+
+
 FAULTS = (
     Fault("none", nothing),
-    Fault("broker killed", kill_broker, lambda name: broker_of(name) is not None),
-    Fault("database killed", kill_database, lambda name: database_of(name) is not None),
-    Fault("broker frozen 10 s", freeze_broker, lambda name: broker_of(name) is not None),
-    Fault("database frozen 10 s", freeze_database, lambda name: database_of(name) is not None),
-    Fault("connections cut", cut_connections, lambda name: name != "sqlite", proxied=True),
-    Fault("cut before the answer", cut_before_the_answer, lambda name: name != "sqlite", proxied=True),
+    Fault("broker killed", kill_broker, has_broker),
+    Fault("database killed", kill_database, has_database),
+    Fault("broker frozen", freeze_broker, has_broker),
+    Fault("database frozen", freeze_database, has_database),
+    Fault("connections cut", cut_connections, has_server, proxied=True),
+    Fault("cut before the answer", cut_before_the_answer, has_server, proxied=True),
     Fault("processes killed", kill_processes),
-    Fault("worker frozen 10 s", freeze_worker),
+    Fault("worker frozen", freeze_worker),
     Fault("workers come and go", storm),
+    Fault("queues deleted", delete_queues, has_broker),
+    Fault("memory alarm", memory_alarm, lambda name: broker_of(name) == "rabbitmq"),
+    Fault("wrong password", wrong_password, lambda name: name in ("postgresql", "amqp+sqlite"), under_load=False),
+    Fault("long queue", long_queue, under_load=False),
 )
 
 
-def run(fault: Fault, name: str, site_of: object, folder: Path, seed: str, **more: object) -> Result:
+def run(fault: Fault, name: str, site: Site, folder: Path, seed: str, **more: Any) -> Result:
     """One fault at one URL, from the first publish to the verdict."""
-    with scene(site_of, name, folder, f"{seed}/{fault.name}/{name}", proxied=fault.proxied, **more) as s:
+    with scene(site, name, folder, f"{seed}/{fault.name}/{name}", proxied=fault.proxied, **more) as s:
+        if not fault.under_load:
+            return fault.act(s, fault.name)
         s.begin()
         fault.act(s)
         return judged(s, fault.name, s.end())
 
 
-def suiting(fault: Fault) -> list[str]:
-    """The URLs a fault makes sense for."""
-    return [name for name in NAMES if fault.suits(name)]
+def fault_named(name: str) -> Fault:
+    """The fault of this name."""
+    return next(fault for fault in FAULTS if fault.name == name)

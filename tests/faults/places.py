@@ -9,16 +9,10 @@ A name is what stands in the URL: sqlite, postgresql, or a broker and the store 
 import asyncio
 import contextlib
 import os
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Self
-
-# What is shared: proxies and servers, the checker of histories, the tools.
-sys.path.append(str(Path(__file__).resolve().parents[1]))
-sys.path.append(str(Path(__file__).resolve().parents[1] / "processes"))
-sys.path.append(str(Path(__file__).resolve().parents[2] / "tools"))
 
 from proxy import Proxy, proxy_to, through
 from servers import sets

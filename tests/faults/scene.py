@@ -7,6 +7,7 @@ import contextlib
 import json
 import random
 import signal
+import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from checker import History, Verdict, check, load, rows
+from checker import History, check, load, rows
 from crew import Crew, until
 from places import LEASE_S, SESSION_S, Site, broker_of, database_of
 from workload import PLAIN, TABLES, is_poison
@@ -44,6 +45,7 @@ class Scene:
     recoveries: list[float] = field(default_factory=list)
     excused_until: int = 0
     silent: list[str] = field(default_factory=list)
+    was_idle: bool = True
 
     @property
     def broker(self) -> str | None:
@@ -97,34 +99,28 @@ class Scene:
         time.sleep(self.chance.uniform(low, high))
 
     def healed(self) -> None:
-        """The fault is over: wait until every group and every publisher has worked again, and note how long that took."""
-        at = time.monotonic_ns()
-        while silent := self._silent(at):
+        """The fault is over: wait until every group, worker and publisher has worked again, and note how long that took."""
+        at, before = time.monotonic_ns(), {path: path.stat().st_size for path in self.folder.glob("*-*.jsonl")}
+        while silent := self._silent(before):
             if time.monotonic_ns() - at > RECOVERY_S * 1e9:
                 self.silent += silent
                 break
             time.sleep(0.1)
         self.recoveries.append((time.monotonic_ns() - at) / 1e9)
 
-    def _silent(self, since: int) -> list[str]:
-        """Who has done nothing since a time: groups, workers (in the group any of them may serve), publishers."""
-        runs = [row for path in self.folder.glob("handle-*.jsonl") for row in rows(path) if "key" in row and row["at"] > since]
-        groups = {row["group"] for row in runs}
-        active = {
+    def _silent(self, before: dict[Path, int]) -> list[str]:
+        """Who has done nothing since the histories were so long: groups, publishers, workers (in the group anybody serves)."""
+        said = {path: path.read_bytes()[before.get(path, 0) :].decode() for path in self.folder.glob("*-*.jsonl")}
+        everything = "".join(said.values())
+        busy = {
             int(path.stem.rpartition("-")[2])
-            for path in self.folder.glob("handle-*.jsonl")
-            if any("key" in row and row["at"] > since and row["group"] == "any" for row in rows(path))
+            for path, text in said.items()
+            if '"group": "any"' in text or '"outcome": "stored"' in text
         }
-        publishing = {
-            int(path.stem.rpartition("-")[2])
-            for path in self.folder.glob("publish-*.jsonl")
-            if any(row["outcome"] == "stored" and row["at"] > since for row in rows(path))
-        }
-        publishers = {self.crew.running[args].pid for args in self.crew.alive("publish")}
+        alive = {args: self.crew.running[args].pid for role in ("work", "publish") for args in self.crew.alive(role)}
         return [
-            *(f"group {group}" for group in sorted({*PLAIN, "effect"} - groups)),
-            *(f"worker {pid}" for pid in sorted(set(self.worker_pids()) - active)),
-            *(f"publisher {pid}" for pid in sorted(publishers - publishing)),
+            *(f"group {group}" for group in (*PLAIN, "effect") if f'"group": "{group}"' not in everything),
+            *(f"{role} {n}" for (role, n), pid in alive.items() if pid not in busy),
         ]
 
     # ── the end ──────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -137,10 +133,9 @@ class Scene:
         wrong += [self._ended(args, signal.SIGTERM) for args in self.crew.alive("work")]
         finishing = self.crew.start("finish", "0")
         try:
-            code = finishing.wait(120)
-        except Exception:
-            code = None
-        wrong.append("" if code == 0 else f"finish: exit {code}")
+            wrong.append("" if finishing.wait(120) == 0 else f"finish: exit {finishing.returncode}")
+        except subprocess.TimeoutExpired:
+            wrong.append("finish does not end")
         return [sentence for sentence in wrong if sentence]
 
     def _ended(self, args: tuple[str, ...], number: int | None) -> str:
@@ -149,7 +144,7 @@ class Scene:
             process.send_signal(number)
         try:
             code = process.wait(60)
-        except Exception:
+        except subprocess.TimeoutExpired:
             self.crew.kill(args)
             return f"{args[0]} does not end"
         del self.crew.running[args]
@@ -159,6 +154,7 @@ class Scene:
         """Everything that is known, to be judged."""
         history = load(self.folder)
         final = next(rows(self.folder / "final.json"), {"effects": {}, "dead": [], "idle": False})
+        self.was_idle = final["idle"]
         history.groups, history.tables = PLAIN, ("effect",)
         history.effects = {name: [(key, n) for key, n in final["effects"].get(name, ())] for name in TABLES.values()}
         history.poison = {"ordered": {step for step in history.begun if is_poison(*step)}}
@@ -178,21 +174,28 @@ class Scene:
 
 @dataclass(frozen=True)
 class Result:
-    """What a run showed. trouble: processes that did not come back or did not end well, passwords in logs."""
+    """What a run showed. repeated, bound: handlings more than once, and how many of them the fault explains at most.
+
+    recovery_s: the longest time from the end of a fault until everybody worked again. trouble: sentences, findings by name.
+    """
 
     fault: str
     name: str
-    stored: int
-    unknown: int
-    verdict: Verdict
-    bound: int
-    recovery_s: float | None
-    trouble: list[str]
-    rss_mb: int
+    stored: int = 0
+    unknown: int = 0
+    lost: int = 0
+    phantom: int = 0
+    repeated: int = 0
+    bound: int = 0
+    disorder: int = 0
+    effects: int = 0
+    recovery_s: float | None = None
+    rss_mb: int | None = None
+    trouble: tuple[str, ...] = ()
 
     @property
     def is_clean(self) -> bool:
-        return self.verdict.is_clean and not self.trouble
+        return not self.trouble
 
 
 @contextlib.contextmanager
@@ -209,18 +212,27 @@ def scene(site: Site, name: str, folder: Path, seed: str, *, proxied: bool = Fal
             crew.end()
 
 
-def judged(scene: Scene, fault: str, trouble: list[str]) -> Result:
+def judged(s: Scene, fault: str, trouble: list[str]) -> Result:
     """The result of a run that has ended."""
-    history = scene.history()
-    trouble = [*trouble, *(f"{who} did not come back" for who in scene.silent), *(f"password in {log}" for log in scene.leaks())]
+    history = s.history()
+    verdict = check(history)
     return Result(
         fault=fault,
-        name=scene.name,
+        name=s.name,
         stored=len(history.stored),
         unknown=sum(history.unknown.values()),
-        verdict=check(history),
+        lost=verdict.count("lost", "acknowledged unfinished", "dead letter lost"),
+        phantom=verdict.count("phantom", "rejected and there", "corrupt"),
+        repeated=sum(verdict.repeated.values()),
         bound=history.bound or 0,
-        recovery_s=max(scene.recoveries, default=None),
-        trouble=trouble,
-        rss_mb=0,
+        disorder=verdict.count("reordered", "skipped after a failure", "concurrent"),
+        effects=verdict.count("effect missing", "effect twice"),
+        recovery_s=max(s.recoveries, default=None),
+        trouble=(
+            *trouble,
+            *([] if s.was_idle else ["the end was not told: wait_idle() timed out"]),
+            *(f"{who} did not come back within {RECOVERY_S:.0f} s" for who in s.silent),
+            *(f"{log} shows a password" for log in s.leaks()),
+            *(f"{name}: {count}, as {some}" for name, (count, some) in verdict.summary().items()),
+        ),
     )

@@ -3,7 +3,8 @@
     publish FOLDER N     until FOLDER/stop is there; N publishes its own keys, each step in its turn, and repeats what is unknown
     work FOLDER N        until SIGTERM
     finish FOLDER N      works until nothing is left, then writes FOLDER/final.json: effects, dead letters
-    hoard FOLDER N COUNT publishes so many small events, as fast as it can
+    hoard FOLDER COUNT   so many small events for one group that nobody works for yet
+    drain FOLDER COUNT   one worker handles them; FOLDER/drained.json: how often which, memory, seconds
 
                   ┌─▶ ordered   fails now and then, and on some steps always: retries and dead letters in order
     step.taken ───┼─▶ any       in no order
@@ -18,8 +19,10 @@ import itertools
 import json
 import logging
 import random
+import resource
 import signal
 import sys
+import time
 import zlib
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -39,6 +42,7 @@ KEYS = 8  # of each publisher
 BATCH = 10
 PLAIN = {"ordered": True, "any": False, "emitting": True}
 TABLES = {"effects": "effect", "echoes": "echo"}
+DRAIN_S = 900
 EPOCH_US = 1_800_000_000_000_000
 
 
@@ -239,12 +243,43 @@ async def _all_dead(app: App, group: str) -> list[tuple[str, str, int]]:
     return found
 
 
-async def hoard(folder: Path, place: dict[str, Any], number: str, count: str) -> None:
-    """Many small steps, not written down one by one."""
-    app = make_app(place, History(folder, "hoard"))
+# ── a long queue ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def waiting_app(place: dict[str, Any], seen: bytearray) -> App:
+    """One plain handler that counts. seen: how often each number was handled."""
+    app = App(place["url"], name="waiting", **({"store": place["store"]} if place["store"] else {}))
+
+    @app.on(group="waiting", start=place["start"], concurrency=256)
+    async def waiting(e: Echo) -> None:
+        seen[e.n] = min(seen[e.n] + 1, 255)
+
+    return app
+
+
+async def hoard(folder: Path, place: dict[str, Any], count: str) -> None:
+    """Publish for a group that is declared and has no worker."""
+    app = waiting_app(place, bytearray())
     async with app:
+        await app.store.bind([each.group for each in app.subscriptions], work=False)
         for first in range(0, int(count), 1_000):
-            await app.publish_many([step(f"h{n % 256}", n // 256) for n in range(first, min(first + 1_000, int(count)))])
+            await app.publish_many([Echo(f"h{n % 256}", n) for n in range(first, min(first + 1_000, int(count)))])
+
+
+async def drain(folder: Path, place: dict[str, Any], count: str) -> None:
+    """Handle all of it, in one process."""
+    seen = bytearray(int(count))
+    started = time.monotonic()
+    async with waiting_app(place, seen).running():
+        while 0 in seen and time.monotonic() - started < DRAIN_S:
+            await asyncio.sleep(0.2)
+    found = {
+        "lost": seen.count(0),
+        "repeated": len(seen) - seen.count(0) - seen.count(1),
+        "seconds": time.monotonic() - started,
+        "rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1_024,
+    }
+    (folder / "drained.json").write_text(json.dumps(found))
 
 
 def main() -> None:
@@ -254,7 +289,7 @@ def main() -> None:
     asyncio.run(ROLES[role](Path(folder), place, *rest))
 
 
-ROLES: dict[str, Callable[..., Any]] = {"publish": publish, "work": work, "finish": finish, "hoard": hoard}
+ROLES: dict[str, Callable[..., Any]] = {"publish": publish, "work": work, "finish": finish, "hoard": hoard, "drain": drain}
 
 if __name__ == "__main__":
     main()

@@ -16,15 +16,11 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import parse_qsl, quote, urlencode
+from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
-from trilogue.brokers import DEFAULT_STORE, is_broker
-from trilogue.conformance import places
-from trilogue.errors import BadOption
-from trilogue.ports import Store
-from trilogue.stores import open_store
-from trilogue.urls import redacted, split
+from trilogue import App, BadOption, Store, open_store
 
+BROKERS = ("amqp", "amqps", "kafka", "kafka+ssl")
 KAFKA = {"linger": "10ms", "batch_bytes": "16384", "retries": "3"}  # for place(): few large requests, as for a stream of events
 OWNER, PREFIX = "trilogue.demo", "prefix"
 
@@ -33,29 +29,33 @@ log = logging.getLogger("trilogue")
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A log, as App(url, store=store) opens it. kept: whether it is still there afterwards."""
+    """A log. store: what stands beside a broker. kept: whether it is still there afterwards."""
 
     url: str
-    store: str = DEFAULT_STORE
+    store: str | None = None
     kept: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What was asked for. url, store: as App takes them. db: a file instead. Nothing of the three: a throw-away file."""
+    """What was asked for. url, store: a log, and what stands beside a broker. db: a file instead. Nothing: a throw-away file."""
 
     url: str | None = None
     store: str | None = None
     db: str | None = None
 
 
+def app_on(url: str, store: str | None, name: str) -> App:
+    """An App on this log. store: what stands beside a broker."""
+    return App(url, name=name) if store is None else App(url, store=store, name=name)
+
+
 def check_wanted(wanted: Wanted) -> None:
     """Raises BadOption if it makes no sense."""
     if wanted.url is not None and wanted.db is not None:
         raise BadOption("--url and --db both name a log: give one of them")
-    if wanted.store is not None and (wanted.url is None or not is_broker(wanted.url)):
-        shown = "no --url" if wanted.url is None else redacted(wanted.url)
-        raise BadOption(f"--store belongs beside amqp:// and kafka:// only, and there is {shown}")
+    if wanted.store is not None and not is_broker(wanted.url):
+        raise BadOption("--store belongs beside amqp:// and kafka:// only, and --url names neither")
     if wanted.db is not None:
         file_of(wanted.db)
 
@@ -68,6 +68,22 @@ def file_of(db: str) -> Path:
     if not path.parent.is_dir():
         raise BadOption(f"db {db!r} cannot be made: there is no folder '{path.parent}'")
     return path
+
+
+def is_broker(url: str | None) -> bool:
+    """Whether a store stands beside it."""
+    return url is not None and url.partition(":")[0].strip() in BROKERS
+
+
+def shown(url: str) -> str:
+    """The URL without its password.
+
+    >>> shown("postgresql://me:sesame@host/db")
+    'postgresql://me:***@host/db'
+    """
+    before, at, host = url.rpartition("@")
+    scheme, _, user = before.partition("://")
+    return f"{scheme}://{user.partition(':')[0]}:***@{host}" if at else url
 
 
 @asynccontextmanager
@@ -83,7 +99,7 @@ async def place(wanted: Wanted, **options: str) -> AsyncIterator[Place]:
         with _throw_away() as url:
             yield Place(url, kept=False)
     elif not is_broker(wanted.url):
-        yield Place(wanted.url, kept=split(wanted.url).scheme != "memory")
+        yield Place(wanted.url, kept=not wanted.url.startswith("memory:"))
     elif wanted.store is not None:
         yield Place(await _own(wanted.url, wanted.store, options), wanted.store)
     else:
@@ -93,7 +109,7 @@ async def place(wanted: Wanted, **options: str) -> AsyncIterator[Place]:
                 yield Place(url, store, kept=False)
             finally:
                 if PREFIX not in _options(wanted.url):
-                    await _removed(url, store)
+                    await _remove(url, store)
 
 
 @contextmanager
@@ -104,31 +120,15 @@ def _throw_away() -> Iterator[str]:
 
 async def _own(url: str, store: str, options: dict[str, str]) -> str:
     """The broker's URL with the names this store uses on it."""
-    parts = split(url)
     given = _options(url)
-    ours = options if parts.scheme.startswith("kafka") else {}
+    ours = options if url.startswith("kafka") else {}
     if PREFIX not in given:
         ours = {**ours, PREFIX: await _kept_prefix(open_store(store))}
-    return parts._replace(query=urlencode({**ours, **given})).geturl()
+    return f"{url.partition('?')[0]}?{urlencode({**ours, **given})}"
 
 
 def _options(url: str) -> dict[str, str]:
-    return dict(parse_qsl(split(url).query, keep_blank_values=True))
-
-
-async def _removed(url: str, store: str) -> None:
-    """Delete the queues or topics of a throw-away store."""
-    left = places.Place(url, store)
-    beside = open_store(store)
-    await beside.open()
-    try:
-        left.groups.update(group.name for group in (await beside.status()).groups)
-    finally:
-        await beside.close()
-    try:
-        await left.remove()
-    except Exception as error:  # of whatever driver: what has been shown must not be hidden by it
-        log.warning("%s: what was made there for the demonstration stays: %s", redacted(url), error)
+    return dict(parse_qsl(urlsplit(url).query, keep_blank_values=True))
 
 
 async def _kept_prefix(store: Store) -> str:
@@ -142,3 +142,19 @@ async def _kept_prefix(store: Store) -> str:
         return new if kept is None else kept.decode()
     finally:
         await store.close()
+
+
+async def _remove(url: str, store: str) -> None:
+    """Delete the queues or topics of a throw-away store."""
+    from trilogue.conformance.places import Place as Left  # here: nobody else needs it
+
+    left, beside = Left(url, store), open_store(store)
+    await beside.open()
+    try:
+        left.groups.update(group.name for group in (await beside.status()).groups)
+    finally:
+        await beside.close()
+    try:
+        await left.remove()
+    except Exception as error:  # of whatever driver; what has been shown must not be hidden by it
+        log.warning("%s: what was made there for the demonstration stays: %s", shown(url), error)

@@ -1,8 +1,15 @@
-"""Our own figures beside the limit and a peer: `trilogue bench`.
+"""Our own figures beside the limit and a peer, on any URL: `trilogue bench`.
 
-figures.py   what trilogue does: publish, consume, latency             store_figures.py   the same of the event store side
-limits.py    raw apsw doing the same durable work: all SQLite allows   store_limits.py
-peers.py     huey on SQLite with fsync, the best-known Python queue    store_peers.py     eventsourcing on SQLite
-report.py    all of them in turn, round by round, as ratios            measured.py        one measurement
-scale.py     whether anything grows with the log                       waiting.py         the memory of a worker
+place.py    a log nobody else uses            report.py       all figures in turn, round by round, as ratios
+suites.py   what is measured on which URL     environment.py  what it was measured with
+events.py   the events                        measured.py     one measurement;  durable.py: how durable it was
+
+              ours                 the limit: the raw driver       the peer, through its public API
+sqlite        figures.py           raw_apsw.py                     huey_sqlite.py
+              store_figures.py     raw_apsw_store.py               eventsourcing_sqlite.py
+postgresql    both                 raw_psycopg.py                  eventsourcing_postgresql.py
+amqp          figures.py           raw_pika.py                     faststream_rabbit.py
+kafka         figures.py           raw_kafka.py                    faststream_kafka.py
+
+scale.py      whether anything grows with the log;  waiting.py: the memory of a worker
 """

@@ -44,7 +44,7 @@ def publish_64(at: Place, events: int) -> Measured:
 
 
 def publish_many(at: Place, events: int) -> Measured:
-    """The same: it has no batches on RabbitMQ, and more tasks are no faster."""
+    """64 tasks that each await their publishes: it has no batches on RabbitMQ, and more tasks are no faster."""
     return _publish(at, events, WRITERS)
 
 
@@ -84,7 +84,7 @@ def consume_ordered(at: Place, events: int) -> Measured:
 
 
 def consume_emit(at: Place, events: int) -> Measured:
-    """The same, publishing what it returns before it is acknowledged."""
+    """A subscriber whose event is published before what it handled is acknowledged."""
 
     def subscribe(broker: RabbitBroker, stretch: Stretch, over: asyncio.Event) -> None:
         @broker.subscriber(_queue(at, WATCHED), _exchange(at), ack_policy=AckPolicy.NACK_ON_ERROR)

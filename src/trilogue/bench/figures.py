@@ -70,7 +70,7 @@ async def consume_ordered(at: Place, events: int) -> Measured:
 
 
 async def consume_emit(at: Place, events: int) -> Measured:
-    """The same, publishing one event for each with its settlement."""
+    """A backlog through a typed handler that returns an event for each, published with its settlement."""
     app, stretch = at.app(), Stretch(events)
 
     @app.on(group=GROUP)

@@ -49,7 +49,7 @@ def consume_ordered(at: Place, events: int) -> Measured:
 
 
 def consume_emit(at: Place, events: int) -> Measured:
-    """The same, each task enqueuing another."""
+    """Dequeue and execute in order, each task enqueuing another."""
     return _consume(at, events, emit=True)
 
 

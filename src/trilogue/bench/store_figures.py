@@ -66,7 +66,7 @@ async def save_one(at: Place, events: int) -> Measured:
 
 
 async def save_100(at: Place, events: int) -> Measured:
-    """The same with 100 events per save."""
+    """An aggregate in hand: 100 events emitted and saved, one save after the other."""
     return await _save(at, events, PER_SAVE)
 
 

@@ -17,19 +17,18 @@ from collections.abc import Awaitable, Callable, Sequence
 from time import monotonic
 
 from trilogue.brokers.received import Received, Work, status_of
-from trilogue.brokers.refused import Refused
+from trilogue.brokers.refused import Refused, not_taken, plain
 from trilogue.durations import readable
 from trilogue.errors import LeaseLost, LogError, Rejected, StorageFull, Unavailable, UnknownEvent
 from trilogue.events import Delivery, Durability, Envelope, Group, InTransaction, Receipt, Settlement
 from trilogue.features import WAIT_IN_HAND_US, refusal
 from trilogue.ports import ANY_VERSION, Broker, Db, DeadLetter, Feature, GroupStatus, SeekTo, Status
-from trilogue.stores.append import check_envelope
 
 RECEIVE_RECORDS = 1_000
 RECEIVE_WAIT_S = 60.0
 BACKOFF_S = 1.0
+BURIALS = 5
 COUNTED_DEAD = 1_000
-MOST_BYTES = 1 << 30
 
 log = logging.getLogger("trilogue")
 
@@ -81,7 +80,7 @@ class Direct(Refused):
     async def publish(self, envelopes: Sequence[Envelope]) -> list[Receipt | LogError]:
         """Publish in order, each with its own outcome."""
         broker = self._opened()
-        refused = [_refused(envelope) for envelope in envelopes]
+        refused = [not_taken(envelope) for envelope in envelopes]
         sent = iter(await broker.publish([envelope for envelope, error in zip(envelopes, refused, strict=True) if not error]))
         return [error or next(sent) for error in refused]
 
@@ -268,17 +267,23 @@ class Direct(Refused):
 
     async def _bury(self, reading: Received, work: Work, settlement: Settlement) -> None:
         delivery, name = settlement.delivery, reading.group.name
-        error, trace = (text.encode("utf-8", "backslashreplace").decode() for text in (settlement.error, settlement.traceback))
-        try:
-            await self._broker.dead_letter(name, delivery, attempts=delivery.attempt, error=error, traceback=trace)
-        except LeaseLost:
-            work.lost.append(delivery)
-            reading.over(delivery)
-        except Exception as failure:  # whatever it is, as above
-            self._once_more(reading, delivery, f"it could not be put with the dead letters: {failure}")
-        else:
-            reading.failed += 1
-            reading.finished(delivery)
+        error, trace = plain(settlement.error), plain(settlement.traceback)
+        why = ""
+        for _ in range(BURIALS):
+            try:
+                await self._broker.dead_letter(name, delivery, attempts=delivery.attempt, error=error, traceback=trace)
+            except LeaseLost:
+                work.lost.append(delivery)
+                reading.over(delivery)
+                return
+            except Exception as failure:  # whatever it is, as above
+                why = str(failure)
+                await asyncio.sleep(BACKOFF_S)
+            else:
+                reading.failed += 1
+                reading.finished(delivery)
+                return
+        self._once_more(reading, delivery, f"it could not be put with the dead letters: {why}")
 
     # ── trying again ─────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -389,12 +394,3 @@ class Direct(Refused):
     async def _group_status(self, broker: Broker, name: str) -> GroupStatus:
         dead = len(await broker.dead(name, limit=COUNTED_DEAD))
         return status_of(name, self._readings.get(name), await broker.lanes(name), dead)
-
-
-def _refused(envelope: Envelope) -> Rejected | None:
-    """Why no log takes this envelope; how large one may be is the broker's own business."""
-    try:
-        check_envelope(envelope, MOST_BYTES)
-    except Rejected as error:
-        return error
-    return None

@@ -260,6 +260,10 @@ class Paired:
     async def drop_group(self, group: str) -> None:
         """Forget a group on both sides."""
         is_received = group in await self.store.inbox.names()
+        reader = self._readers.pop(group, None)
+        if reader is not None:
+            await reader.stop()
+            await self.broker.unbind(group)
         await self.store.drop_group(group)
         if is_received:
             with contextlib.suppress(UnknownEvent):  # it was on one side only
@@ -365,6 +369,10 @@ class Paired:
     async def schedule(self, envelopes: Sequence[Envelope], due_us: int) -> None:
         """Put envelopes on the store's log at that time, from where they are relayed."""
         await self.store.schedule(envelopes, due_us)
+
+    async def publish_in(self, tx: object, envelopes: Sequence[Envelope], due_us: int | None = None) -> None:
+        """Put envelopes on the store's log with the commit of the user's own transaction, from where they are relayed."""
+        await self.store.publish_in(tx, envelopes, due_us)
 
     async def cancel(self, event_id: str) -> bool:
         """Remove a timer."""

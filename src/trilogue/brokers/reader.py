@@ -250,22 +250,27 @@ class Reader:
         await self._check.wait()
         self._check.clear()
         while checks := self._gate.begin_checks(DIVERT_RECORDS):
-            live = [delivery for delivery in checks if not delivery.lease.revoked]
-            held = dict.fromkeys((id(delivery) for delivery in checks), False)
-            try:
-                if live:
-                    diverted = await self._store.inbox.divert(self.name, live)
-                    self._note(diverted.before, diverted.after)
-                    held.update(zip(map(id, live), diverted.held, strict=True))
-                    for delivery, is_held in zip(live, diverted.held, strict=True):
-                        if not is_held:
-                            self._gate.not_held(delivery.record.key or "")
-            except BaseException:
-                self._check.set()  # they come back and are looked up again
-                raise
-            finally:
-                gone = self._back_from_check(checks, held)
-            await self._broker.acknowledge(self.name, gone)
+            # A task of its own: stopped between the commit and the acknowledgement, they would come here and there.
+            await asyncio.shield(self._begin(self._put_behind(checks)))
+
+    async def _put_behind(self, checks: Sequence[Delivery]) -> list[Delivery]:
+        """Those whose key is held become rows, in one transaction with the look, and are acknowledged."""
+        live = [delivery for delivery in checks if not delivery.lease.revoked]
+        held = dict.fromkeys((id(delivery) for delivery in checks), False)
+        try:
+            if live:
+                diverted = await self._store.inbox.divert(self.name, live)
+                self._note(diverted.before, diverted.after)
+                held.update(zip(map(id, live), diverted.held, strict=True))
+                for delivery, is_held in zip(live, diverted.held, strict=True):
+                    if not is_held:
+                        self._gate.not_held(delivery.record.key or "")
+        except BaseException:
+            self._check.set()  # they come back and are looked up again
+            raise
+        finally:
+            gone = self._back_from_check(checks, held)
+        return await self._broker.acknowledge(self.name, gone)
 
     def _back_from_check(self, checks: Sequence[Delivery], held: dict[int, bool]) -> list[Delivery]:
         """Who is held is gone, the others are as they were; returns those that are gone."""

@@ -52,6 +52,10 @@ class Received:
     def admit(self, deliveries: Sequence[Delivery]) -> None:
         """These were received."""
         self.gate.drop_revoked()
+        for delivery, due in [entry for entry in self.in_hand.values() if entry[0].lease.revoked]:
+            due.cancel()
+            self.take_up(delivery)
+            self.over(delivery)  # or what has come again would wait behind it
         for delivery in deliveries:
             delivery.attempt = max(delivery.attempt, self.attempts.get(delivery.record.id, 1))
         self.gate.admit(deliveries)

@@ -8,10 +8,13 @@ transact, state, query  no database          pause, held        nothing that oth
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, TypeVar
 
+from trilogue.errors import Rejected
 from trilogue.events import Envelope, Record
 from trilogue.features import refusal
 from trilogue.ports import Feature, Kind, Query, Rows, Scheduled, State, Transaction
+from trilogue.stores.append import check_envelope
 
+MOST_BYTES = 1 << 30
 T = TypeVar("T")
 
 
@@ -51,6 +54,10 @@ class Refused:
     async def held(self, *, after: int = 0, limit: int = 1_000) -> list[Record]:
         """Refused: what is tried again is in the hands of one process."""
         self.refuse("records that are tried again cannot be listed", Feature.RETRY)
+
+    async def publish_in(self, tx: object, envelopes: Sequence[Envelope], due_us: int | None = None) -> None:
+        """Refused: there is no database to share a transaction with."""
+        self.refuse("events cannot be published in a transaction of yours", Feature.OWN_TRANSACTION)
 
     # ── streams ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -111,3 +118,17 @@ class Refused:
     async def rewrite(self) -> bool:
         """Refused: there is no file."""
         self.refuse("there are no files to write anew", Feature.EFFECTS)
+
+
+def not_taken(envelope: Envelope) -> Rejected | None:
+    """Why no log takes this envelope; how large one may be is the broker's own business."""
+    try:
+        check_envelope(envelope, MOST_BYTES)
+    except Rejected as error:
+        return error
+    return None
+
+
+def plain(text: str) -> str:
+    """An error's text with everything written out that a server may not take."""
+    return text.encode("utf-8", "backslashreplace").decode().replace("\x00", "\\x00")

@@ -23,7 +23,7 @@ DEFAULT_URL = "sqlite:///trilogue.db"
 Json = Annotated[bool, Parameter(name="--json", help="Print JSON for programs.")]
 GroupName = Annotated[str | None, Parameter(name="--group", help="Only this group.")]
 _URL = Parameter(env_var="TRILOGUE_URL", help="Where the log is.", show_default=True)
-_STORE = Parameter(
+STORE = Parameter(
     env_var="TRILOGUE_STORE", help=f"The store beside amqp:// or kafka://, {DEFAULT_STORE} if not given; none: without one."
 )
 NO_STORE = "none"
@@ -35,7 +35,7 @@ class Log:
     """Where the log is. store: what stands beside a broker; not given: the default, "none": nothing."""
 
     url: Annotated[str, _URL] = DEFAULT_URL
-    store: Annotated[str | None, _STORE] = None
+    store: Annotated[str | None, STORE] = None
 
     def open(self) -> Store:
         """The Store behind the URL, not opened yet; raises a WiringError."""

@@ -33,6 +33,7 @@ from trilogue.cli import (
     processes,
     projections,
     publish,
+    relay,
     run,
     schema,
     show,
@@ -79,6 +80,7 @@ cli.command(sagas)
 cli.command(tables)
 cli.command(schemas)
 cli.command(describe.describe)
+cli.command(relay.relay)
 cli.command(doctor.doctor)
 cli.command(certify.certify)
 cli.command(bench.bench)

@@ -22,7 +22,7 @@ from trilogue.ports import Store
 from trilogue.schema.changes import Change, Lock, changes, lock_text, read_lock, updated
 from trilogue.schema.forms import fields_of, form_of
 from trilogue.schema.stored import SAMPLE, Report, Tally, read_stored
-from trilogue.stores.store import SqlStore
+from trilogue.stores.sqlite_store import SqliteStore
 
 LOCK_FILE = "schemas.lock.json"
 
@@ -161,7 +161,7 @@ async def _stored(own: Store, url: str | None, coders: Mapping[str, Coder], samp
 
 
 def _is_there(store: Store) -> bool:
-    return isinstance(store, SqlStore) and not store.in_memory and Path(store.path).exists()
+    return isinstance(store, SqliteStore) and not store.in_memory and Path(store.path).exists()
 
 
 def _fields(report: Report | None) -> dict[str, Any]:

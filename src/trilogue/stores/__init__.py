@@ -16,7 +16,7 @@ from urllib.parse import SplitResult, unquote
 
 from trilogue.errors import BadOption, UnknownScheme, Unsupported
 from trilogue.ports import InboxStore
-from trilogue.stores.store import SqlStore
+from trilogue.stores.sqlite_store import SqliteStore
 from trilogue.urls import number, options, redacted, split, whole
 
 __all__ = ["SCHEMES", "open_store", "redacted"]
@@ -41,8 +41,8 @@ def open_store(url: str) -> InboxStore:
     if parts.scheme == "memory":
         if parts.netloc or parts.path.strip("/"):
             raise BadOption(f"{redacted(url)!r}: a memory:// log has no name, each App has its own; write memory:// alone")
-        return SqlStore(":memory:", "memory://", **given)
-    return SqlStore(str(_path(parts.netloc, parts.path, url)), redacted(url), **given)
+        return SqliteStore(":memory:", "memory://", **given)
+    return SqliteStore(str(_path(parts.netloc, parts.path, url)), redacted(url), **given)
 
 
 def _postgresql(parts: SplitResult, url: str) -> InboxStore:

@@ -81,9 +81,7 @@ def _is_plain(e: Envelope) -> bool:
 def _check_nul(e: Envelope) -> None:
     for text in (e.id, e.type, e.key, e.source, e.correlation_id, e.causation_id, *e.tags):
         if text is not None and "\x00" in text:
-            raise Rejected(
-                f"event {e.type!r} has the text {text!r}, and PostgreSQL stores no NUL character: leave it out"
-            )
+            raise Rejected(f"event {e.type!r} has the text {text!r}, and PostgreSQL stores no NUL character: leave it out")
 
 
 def _check_text(envelope: Envelope) -> None:

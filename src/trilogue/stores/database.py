@@ -60,7 +60,7 @@ class Database(Protocol):
         ...
 
     async def rewrite(self) -> bool:
-        """Write anew what the database keeps, so that nothing of what was deleted is left in it; False if that was not possible."""
+        """Write anew what is kept, so that nothing of what was deleted is left in it; False if that was not possible."""
         ...
 
     async def version(self) -> Any:

@@ -50,7 +50,8 @@ class Dialect:
     """How one database says it; an empty text: it need not be said.
 
     leads: a join whose left side is read first. takes_nul: whether texts may have NUL characters.
-    kind_of: a select with the kind of a table or view by its name, None if there is none. view: a select that finds a view that shows a table.
+    timers: in which order those fire that are due.
+    kind_of: a select with the kind of a table or view by its name. view: a select that finds a view that shows a table.
     columns: a select with the columns of a table. bytes: a select with the size of the whole log.
     append_all, emit: what append.py does, done by the server in one call.
     """
@@ -59,6 +60,7 @@ class Dialect:
     for_update: str = ""
     leads: str = "join"
     takes_nul: bool = True
+    timers: str = "due_us, id"
     end: str = ""
     alone: str = ""
     state: str = ""

@@ -235,8 +235,8 @@ def _rows_tagged(sql: Sql, tags: Sequence[str], where: str, values: list[Any], o
     """Rows that carry all of some tags; the first one leads, so name the rarest first."""
     others = " and exists (select 1 from trilogue_tags o where o.tag = ? and o.position = p.position)" * (len(tags) - 1)
     return sql.rows(
-        f"select {_OF_R} from trilogue_tags p {sql.dialect.leads} trilogue_records r on r.position = p.position where p.tag = ?{others} "
-        f"and {where.replace('r.position', 'p.position')} order by p.position {order} limit ?",
+        f"select {_OF_R} from trilogue_tags p {sql.dialect.leads} trilogue_records r on r.position = p.position "
+        f"where p.tag = ?{others} and {where.replace('r.position', 'p.position')} order by p.position {order} limit ?",
         (*tags, *values, limit),
     )
 

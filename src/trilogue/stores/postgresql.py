@@ -32,13 +32,20 @@ STATEMENT_S = 30.0
 ANSWER_S = 10.0  # how much longer than the server's own limit an answer may take before the connection is given up
 REPEATS = 8
 REPEAT_S = 0.01
-KEEPALIVE: dict[str, Any] = {"keepalives": 1, "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 20_000}
+KEEPALIVE: dict[str, Any] = {
+    "keepalives": 1,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 20_000,
+}
 
 _CLOCK = "select (extract(epoch from clock_timestamp()) * 1000000)::bigint"
 POSTGRESQL = Dialect(
     "PostgreSQL",
     for_update=" for update",
     takes_nul=False,
+    timers="due_us, seq",
     end="select head, recorded_us from trilogue_head for update",
     alone="select pg_advisory_xact_lock(hashtextextended('trilogue_head', 'trilogue_head'::regclass::oid::bigint))",
     state="select pg_advisory_xact_lock(hashtextextended(?, 'trilogue_state'::regclass::oid::bigint))",

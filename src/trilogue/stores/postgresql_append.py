@@ -16,11 +16,8 @@ from trilogue.stores.append import Append, alone, more_of
 from trilogue.stores.dialect import Sql, clock_us
 from trilogue.stores.log import Types, newest, note_places, slot_of
 
-_CALL = (
-    "select trilogue_append(cast(? as integer[]), cast(? as text[]), cast(? as text[]), cast(? as smallint[]), cast(? as bigint[]), "
-    "cast(? as text[]), cast(? as text[]), cast(? as bytea[]), cast(? as bytea[]), cast(? as integer[]), cast(? as text[]), "
-    "cast(? as bigint[]), cast(? as integer[]), cast(? as text[]), ?)"
-)
+_ARRAYS = "integer text text smallint bigint text text bytea bytea integer text bigint integer text"  # as 1.sql says
+_CALL = f"select trilogue_append({', '.join(f'cast(? as {kind}[])' for kind in _ARRAYS.split())}, ?)"
 _STORED, _UNFIT, _REPEATED = 0, 1, 2
 _MOVE_HEAD = (
     "update trilogue_head set head = r.position, recorded_us = r.recorded_us from "

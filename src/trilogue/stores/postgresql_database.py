@@ -52,7 +52,7 @@ HINT_S = 0.005
 POLL_S = 0.005  # where nobody tells us: as soon as on SQLite while something happens
 POLL_IDLE_S = 0.25
 POLL_TOLD_S = 0.05
-POLL_TOLD_IDLE_S = 1.0
+POLL_TOLD_IDLE_S = 0.25  # what others publish in transactions of their own, nobody tells
 RECONNECT_S = 1.0
 SNAPSHOT = "isolation level repeatable read read only"
 _VERSION = """
@@ -154,6 +154,7 @@ class PostgresqlDatabase:
     def _open(self) -> Durability:
         with translated(self.url):
             postgresql_schema.prepare(self._server)
+            self.schema = postgresql_schema.place(self._server)
             self.connection = PgConnection(self._server, idle_s=self._idle_s, concerned=self._concerned)
             return postgresql_schema.durability(self.connection.psycopg, self.url)
 
@@ -266,7 +267,7 @@ class PostgresqlDatabase:
     # ── noticing ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
     async def version(self) -> Any:
-        """What others change: the newest position, the groups, the next timer; asked less and less often while nothing happens."""
+        """What others change: the newest position, the groups, the next timer; asked less often while nothing happens."""
         now = time.monotonic()
         if now < self._look_at:
             return self._seen
@@ -275,6 +276,10 @@ class PostgresqlDatabase:
         self._interval_s = least if found != self._seen else min(self._interval_s * 1.5, most)
         self._seen, self._look_at = found, now + self._interval_s
         return found
+
+    def hurry(self) -> None:
+        """Look often for a while: something is about to be committed by somebody else."""
+        self._look_at, self._interval_s = 0.0, POLL_S
 
     def _hinted(self) -> None:
         self._look_at = 0.0
@@ -335,7 +340,7 @@ class Listener:
             try:
                 self._listen()
             except Exception as error:  # whatever it is: polling goes on
-                logger.debug("%s: listening failed, polling: %s", self._server.url, translate_any(error, self._server.url))
+                logger.debug("%s: listening failed, polling: %s", self._server.url, translate(error, self._server.url))
             self.works = False
             self._stopped.wait(RECONNECT_S)
 
@@ -360,11 +365,6 @@ class Listener:
         """Wait for the end of the thread."""
         if self._thread.is_alive():
             self._thread.join(CLOSE_S)
-
-
-def translate_any(error: Exception, url: str) -> Exception:
-    """The error as it may be shown."""
-    return translate(error, url)
 
 
 def channel(server: Server) -> str:

@@ -48,6 +48,15 @@ def prepare(server: Server) -> tuple[int, int]:
             ) from error
 
 
+def place(server: Server) -> str:
+    """The schema in which our tables are, quoted."""
+    if server.schema is not None:
+        return quoted(server.schema)
+    with connect(server, "open") as connection:
+        found = "select relnamespace::regnamespace::text from pg_class where oid = 'trilogue_head'::regclass"
+        return str(connection.execute(found.encode()).fetchall()[0][0])
+
+
 def _bring_up(connection: Connection, server: Server) -> tuple[int, int]:
     with connection.transaction():
         connection.execute(f"set local lock_timeout = '{LOCK_S}s'".encode())

@@ -6,14 +6,16 @@ postgresql://user:secret@host:5432/db?schema=app&lease_s=10
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import SplitResult, urlencode, urlunsplit
 
 from trilogue.errors import BadOption
+from trilogue.events import Envelope
 from trilogue.ports import Feature
+from trilogue.stores import outside
+from trilogue.stores.append import check_envelope
 from trilogue.stores.database import Database
-from trilogue.stores.keys import MEMORY
 from trilogue.stores.postgresql import Server
 from trilogue.stores.postgresql_database import PostgresqlDatabase
 from trilogue.stores.store import SqlStore
@@ -58,8 +60,9 @@ class PostgresqlStore(SqlStore):
     """A Store on a PostgreSQL server."""
 
     def __init__(self, server: Server, *, keys: str | None = None, **given: Any) -> None:
-        super().__init__("", server.url, **given)
-        self.features = frozenset(Feature)
+        super().__init__(server.url, frozenset(Feature), **given)
+        self.durability = "os-crash"  # as the server says, once it is open
+        self._has_put = False
         self.server = server
         self._keys = keys
 
@@ -68,11 +71,25 @@ class PostgresqlStore(SqlStore):
         """Where the keys of personal data are: apart from the data, in a file that every machine reaches; None: nobody said."""
         return self._keys or os.environ.get(KEYS_VARIABLE)
 
+    async def publish_in(self, tx: object, envelopes: Sequence[Envelope], due_us: int | None = None) -> None:
+        """Publish with the commit of the user's own transaction; fires from here too, whether or not a worker runs."""
+        self._opened()
+        for envelope in envelopes:
+            check_envelope(envelope, self.payload_bytes, takes_nul=False)
+        await outside.put(tx, self.url, self._database.schema, envelopes, due_us or 0)
+        self._has_put = True
+        self._database.hurry()
+
+    @property
+    def _fires(self) -> bool:
+        return self._has_put or super()._fires
+
     async def _connect(self) -> Database:
         db = PostgresqlDatabase(
             self.server, payload_bytes=self.payload_bytes, idle_s=self.lease_us / 1_000_000, scheduled=self._scheduled
         )
         await db.open()
+        self._database = db
         return db
 
 

@@ -219,8 +219,9 @@ def _write_held(sql: Sql, group_id: int, settlements: Iterable[Settlement], now_
     if kept:
         sql.many(
             "insert into trilogue_held (group_id, position, slot, key, state, due_us, attempt, failed_us, error, traceback) "
-            "values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) on conflict (group_id, position) do update set state = excluded.state, due_us = excluded.due_us, "
-            "attempt = excluded.attempt, failed_us = excluded.failed_us, error = excluded.error, traceback = excluded.traceback",
+            "values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) on conflict (group_id, position) do update set state = excluded.state, "
+            "due_us = excluded.due_us, attempt = excluded.attempt, failed_us = excluded.failed_us, error = excluded.error, "
+            "traceback = excluded.traceback",
             kept,
         )
 

@@ -66,7 +66,7 @@ class SqliteDatabase:
             self._slow = connect(self.path, read_only=True)
             self._slow_sql = ApswSql(self._slow)
         self.transaction = SqlTransaction(self.connection.sql, self.writer_types, payload_bytes, scheduled)
-        self.writer = Writer(self.connection, name=self.path, undone=self.writer_types.forget)
+        self.writer = Writer(self.connection, name=self.url, undone=self.writer_types.forget)
         self.is_open = True
 
     def _connect(self, wal_limit: int | None) -> SqliteConnection:

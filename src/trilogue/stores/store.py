@@ -1,4 +1,4 @@
-"""The Store port on SQLite: each verb handed to the part that does it.
+"""The Store port on SQL: each verb handed to the part that does it.
 
     append, read, timers  ──▶ log.py, timers.py, retention.py       bind, claim, settle  ──▶ worker.py
     seek, pause, drop     ──▶ groups.py                              dead, redrive        ──▶ dead.py
@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
-from trilogue.errors import LogError, TrilogueError, Unavailable
+from trilogue.errors import LogError, TrilogueError, Unavailable, Unsupported
 from trilogue.events import (
     Delivery,
     Durability,
@@ -42,11 +42,11 @@ from trilogue.ports import (
     Status,
     Transaction,
 )
+from trilogue.ports import Inbox as InboxPort
 from trilogue.stores import append, dead, groups, log, retention, status, streams, timers
 from trilogue.stores.database import Database
 from trilogue.stores.dialect import Sql, alone
 from trilogue.stores.inbox import Inbox
-from trilogue.stores.sqlite_database import SqliteDatabase
 from trilogue.stores.transaction import whole
 from trilogue.stores.worker import Worker
 from trilogue.stores.writer import resolve
@@ -55,32 +55,28 @@ T = TypeVar("T")
 INLINE_RECORDS = 200
 POLL_S = 0.005
 WATCH_BACKOFF_S = 1.0
-_IN_A_FILE = frozenset(Feature) - {Feature.MACHINES, Feature.OWN_TRANSACTION}
-_IN_MEMORY = _IN_A_FILE - {Feature.PERSISTENT, Feature.SHARED}
 
 logger = logging.getLogger("trilogue")
 
 
 class SqlStore:
-    """A Store on SQLite: a file, or memory."""
+    """A Store on SQL; a subclass says on which database."""
+
+    durability: Durability
+    inbox: InboxPort
 
     def __init__(
         self,
-        path: str,
         url: str,
+        features: frozenset[Feature],
         *,
         lease_s: float = 10.0,
         payload_bytes: int = append.PAYLOAD_BYTES,
-        wal_bytes: int | None = None,
     ) -> None:
-        self.path = path
         self.url = url
-        self.in_memory = path == ":memory:"
-        self.durability: Durability = "memory" if self.in_memory else "os-crash"
-        self.features = _IN_MEMORY if self.in_memory else _IN_A_FILE
+        self.features = features
         self.lease_us = round(lease_s * 1_000_000)
         self.payload_bytes = payload_bytes
-        self._wal_limit = wal_bytes
         self._appends: list[tuple[append.Append, asyncio.Future[list[int]]]] = []
         self._next_timer_us: int | None = None
         self._is_open = False
@@ -102,11 +98,7 @@ class SqlStore:
         self._is_open = True
 
     async def _connect(self) -> Database:
-        db = SqliteDatabase(
-            self.path, self.url, wal_limit=self._wal_limit, payload_bytes=self.payload_bytes, scheduled=self._scheduled
-        )
-        self.path = db.path
-        return db
+        raise NotImplementedError
 
     async def close(self) -> None:
         """Give back every slot and let go."""
@@ -207,8 +199,13 @@ class SqlStore:
             await self._look_again()
 
     async def _fire_due(self) -> None:
-        if self._next_timer_us is not None and self._next_timer_us <= now_us() and self._worker.works:
+        if self._next_timer_us is not None and self._next_timer_us <= now_us() and self._fires:
             await self._fire()
+
+    @property
+    def _fires(self) -> bool:
+        """Whether timers are looked after here."""
+        return self._worker.works
 
     async def _attend_due(self) -> None:
         worker = self._worker
@@ -295,6 +292,13 @@ class SqlStore:
     def _scheduled(self, due_us: int) -> None:
         # Also from the writer's thread. One that was undone is found out when it is due and not there.
         self._next_timer_us = min(due_us, NEVER_US if self._next_timer_us is None else self._next_timer_us)
+
+    async def publish_in(self, tx: object, envelopes: Sequence[Envelope], due_us: int | None = None) -> None:
+        """Publish with the commit of the user's own transaction; refused but on PostgreSQL."""
+        raise Unsupported(
+            f"{self.url} has no transactions of yours to publish in: tx= works on postgresql://; here publish after your "
+            "commit, or write through `db` in a handler"
+        )
 
     async def cancel(self, event_id: str) -> bool:
         """Remove a timer."""

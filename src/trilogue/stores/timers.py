@@ -44,8 +44,8 @@ def listed(sql: Sql, *, after: str, limit: int) -> list[Scheduled]:
 def fire(sql: Sql, types: Types, now_us: int) -> int:
     """Move due timers onto the log; returns how many."""
     types.end(sql)  # before the look: what one process has fired another one must not fire after what follows
-    due = "select id, envelope from trilogue_timers where due_us <= ? order by due_us, id limit ?" + sql.dialect.for_update
-    rows = sql.rows(due, (now_us, FIRE_TIMERS))
+    due = f"select id, envelope from trilogue_timers where due_us <= ? order by {sql.dialect.timers} limit ?"
+    rows = sql.rows(due + sql.dialect.for_update, (now_us, FIRE_TIMERS))
     if rows:
         emit(sql, types, [msgspec.json.decode(envelope, type=Envelope) for _, envelope in rows], now_us)
         sql.many("delete from trilogue_timers where id = ?", [(id_,) for id_, _ in rows])

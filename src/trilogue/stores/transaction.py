@@ -28,8 +28,8 @@ GONE = (
     "nothing had happened: let the error of that statement through"
 )
 SWALLOWED = (
-    "an earlier SQL statement failed, its error was caught, and PostgreSQL takes nothing more in such a transaction: let the error "
-    "through, or ask first (`on conflict do nothing`, `if exists`)"
+    "an earlier SQL statement failed, its error was caught, and PostgreSQL takes nothing more in such a transaction: let the "
+    "error through, or ask first (`on conflict do nothing`, `if exists`)"
 )
 
 
@@ -132,7 +132,9 @@ class SqlTransaction(UserDb):
     def clear_states(self, owner: str, *, prefix: str = "") -> int:
         """Remove all states of an owner, or those whose id begins so; returns how many."""
         values = (owner, prefix, len(prefix), prefix)
-        return self._sql.many("delete from trilogue_state where owner = ? and id >= ? and substr(id, 1, cast(? as integer)) = ?", [values])
+        return self._sql.many(
+            "delete from trilogue_state where owner = ? and id >= ? and substr(id, 1, cast(? as integer)) = ?", [values]
+        )
 
     def forget_states(self, owner: str, before_us: int, limit: int) -> None:
         """Remove the oldest states of an owner that were written before a time."""

@@ -7,6 +7,5 @@ trilogue streams state account-ACC001 --app trilogue.apps.bank.app:app --version
 import os
 
 from trilogue.apps.bank.bank import make_bank
-from trilogue.brokers import DEFAULT_STORE
 
-app = make_bank(os.environ.get("TRILOGUE_URL", "sqlite:///bank.db"), store=os.environ.get("TRILOGUE_STORE", DEFAULT_STORE)).app
+app = make_bank(os.environ.get("TRILOGUE_URL", "sqlite:///bank.db"), store=os.environ.get("TRILOGUE_STORE")).app

@@ -12,7 +12,7 @@ from trilogue.apps.bank import readmodels
 from trilogue.apps.bank.account import Account
 from trilogue.apps.bank.months import Months, end_months
 from trilogue.apps.bank.transfer import MoneyTransfer, Teller, TransferCompleted, TransferFailed
-from trilogue.brokers import DEFAULT_STORE
+from trilogue.apps.place import app_on
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,12 +23,12 @@ class Bank:
     teller: Teller
 
 
-def make_bank(url: str, *, store: str | None = DEFAULT_STORE) -> Bank:
-    """A bank. url, store: of its log, as App takes them; several processes may open the same one.
+def make_bank(url: str, *, store: str | None = None) -> Bank:
+    """A bank. url: of its log; several processes may open the same one. store: what stands beside a broker.
 
     >>> bank = make_bank("memory://")
     """
-    app = App(url, store=store, name="bank")
+    app = app_on(url, store, "bank")
     app.knows(Account, TransferCompleted, TransferFailed)
     app.include(readmodels.router)
     app.process(MoneyTransfer)

@@ -36,7 +36,8 @@ class Crew:
 
     async def _start(self) -> None:
         load = msgspec.json.encode(self.load).decode()
-        told = os.environ | {"TRILOGUE_URL": self.where.url, "TRILOGUE_STORE": self.where.store}
+        told = {name: value for name, value in os.environ.items() if name != "TRILOGUE_STORE"}
+        told |= {"TRILOGUE_URL": self.where.url} | ({"TRILOGUE_STORE": self.where.store} if self.where.store else {})
         for number in range(1, self.load.processes):
             command = (sys.executable, "-m", "trilogue.apps.bank.worker", load, str(number))
             self.processes.append(await asyncio.create_subprocess_exec(*command, stdin=PIPE, stdout=PIPE, env=told))

@@ -10,7 +10,7 @@ from collections import Counter
 
 from rich.console import Console
 
-from trilogue import App
+from trilogue import App, Feature
 from trilogue.apps.bank.bank import Bank, make_bank
 from trilogue.apps.bank.crew import crew
 from trilogue.apps.bank.ledger import check, read_ledger
@@ -20,7 +20,6 @@ from trilogue.apps.bank.progress import live_progress
 from trilogue.apps.bank.report import Json, refusal, show
 from trilogue.apps.bank.scenario import play
 from trilogue.apps.place import Place, place
-from trilogue.ports import Feature
 
 
 async def demo_bank(options: BankOptions) -> Json:

@@ -13,9 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from trilogue.apps.bank.scenario import ACCOUNT
-from trilogue.apps.place import Place
-from trilogue.brokers import DEFAULT_STORE
-from trilogue.urls import redacted
+from trilogue.apps.place import Place, shown
 
 Json = dict[str, Any]
 
@@ -71,9 +69,9 @@ def _load_lines(load: Json) -> Iterator[str]:
 
 
 def _look_around(kept: Place) -> Iterator[str]:
-    url = shlex.quote(redacted(kept.url))
-    if kept.store != DEFAULT_STORE:
-        url += f" --store {shlex.quote(redacted(kept.store))}"
+    url = shlex.quote(shown(kept.url))
+    if kept.store is not None:
+        url += f" --store {shlex.quote(shown(kept.store))}"
     yield "\nThe log is kept. Look around:"
     for command in (f"streams show account-{ACCOUNT}", "tail transfer.failed --no-follow", "projections list", "status"):
         yield f"  trilogue {command} --url {url}"

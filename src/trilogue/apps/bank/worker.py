@@ -17,7 +17,7 @@ from trilogue.apps.bank.bank import make_bank
 from trilogue.apps.bank.load import ASKED, Load, write
 
 
-async def work(url: str, store: str, load: Load, process: int) -> None:
+async def work(url: str, store: str | None, load: Load, process: int) -> None:
     """Ask for a share of the transfers, and handle what there is to handle until nobody wants it any more."""
     bank = make_bank(url, store=store)
     async with bank.app.running():
@@ -48,4 +48,4 @@ def _say(line: bytes) -> None:
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal; this one is told by its input
     _load = msgspec.json.decode(sys.argv[1], type=Load)
-    asyncio.run(work(os.environ["TRILOGUE_URL"], os.environ["TRILOGUE_STORE"], _load, int(sys.argv[2])))
+    asyncio.run(work(os.environ["TRILOGUE_URL"], os.environ.get("TRILOGUE_STORE"), _load, int(sys.argv[2])))

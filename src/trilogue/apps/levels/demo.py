@@ -22,7 +22,7 @@ from rich.table import Table
 from trilogue import App
 from trilogue.apps.levels import notification, sourcing, state_transfer
 from trilogue.apps.levels.services import Services
-from trilogue.apps.place import Wanted, place
+from trilogue.apps.place import Wanted, app_on, place
 
 Json = dict[str, Any]
 LOOK_S = 0.005
@@ -100,7 +100,7 @@ async def _nobody_answers(level: Level, wanted: Wanted) -> int:
 @asynccontextmanager
 async def _app(wanted: Wanted) -> AsyncIterator[App]:
     async with place(wanted) as where:
-        yield App(where.url, store=where.store, name="levels")
+        yield app_on(where.url, where.store, "levels")
 
 
 async def _dealt_with(level: Level, done: list[str], services: Services) -> int:

@@ -12,7 +12,7 @@ from itertools import islice
 
 from rich.console import Console
 
-from trilogue import App
+from trilogue import App, Feature
 from trilogue.apps.place import KAFKA, Place, place
 from trilogue.apps.video.chain import ChainResult, run_chain
 from trilogue.apps.video.events import WatchStarted
@@ -27,7 +27,6 @@ from trilogue.apps.video.report import Json, collect, show
 from trilogue.apps.video.source import read_watches
 from trilogue.apps.video.video import VideoService
 from trilogue.apps.video.watch import Watch, as_event
-from trilogue.ports import Feature
 
 LOOK_S = 0.25
 

@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from trilogue import App, Db, Failed, Router
+from trilogue.apps.place import app_on
 from trilogue.apps.video import analytics, badge, notification, ranking, recommendation, user
-from trilogue.brokers import DEFAULT_STORE
 
 SERVICES: dict[str, Router] = {
     "user": user.router,
@@ -29,12 +29,12 @@ class SimulatedFailure(Exception):
     """What a service raises on a bad day."""
 
 
-def platform(url: str, *, store: str | None = DEFAULT_STORE, fail: Mapping[str, float] | None = None, seed: int = 1) -> App:
+def platform(url: str, *, store: str | None = None, fail: Mapping[str, float] | None = None, seed: int = 1) -> App:
     """An App with all six services.
 
-    url, store: as App takes them. fail: the share of attempts (0 to 1) that fails on purpose, by service. seed: of which do.
+    store: what stands beside a broker. fail: the share of attempts (0 to 1) that fails on purpose, by service. seed: of which do.
     """
-    app = App(url, store=store, name="video")
+    app = app_on(url, store, "video")
     for name, router in SERVICES.items():
         rate = (fail or {}).get(name, 0.0)
         app.include(failing(router, rate, random.Random(f"{seed} {name}")) if rate else router)

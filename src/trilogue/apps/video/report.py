@@ -12,12 +12,11 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from trilogue import App
+from trilogue import App, Feature
 from trilogue.apps.video.feed import AT_ONCE
 from trilogue.apps.video.handled import marks
 from trilogue.apps.video.platform import SERVICES
 from trilogue.durations import readable
-from trilogue.ports import Feature
 
 WATCH = "video.watch_started"
 Json = dict[str, Any]

@@ -15,11 +15,10 @@ from typing import Any, Literal
 from rich.console import Console
 
 from trilogue import App, Receipt
-from trilogue.apps.place import KAFKA, Place, Wanted, place
+from trilogue.apps.place import KAFKA, Place, Wanted, app_on, place
 from trilogue.apps.video import personalization, stream_analytics
 from trilogue.apps.video.stream_events import RecommendationUpdated
 from trilogue.apps.video.stream_service import StreamingService
-from trilogue.brokers import DEFAULT_STORE
 
 Json = dict[str, Any]
 VIEWERS = (
@@ -32,9 +31,9 @@ CHANGE, TO = ("alice", "carol"), "1080p"
 SILENCE = timedelta(seconds=31)
 
 
-def streaming(url: str, *, store: str | None = DEFAULT_STORE) -> App:
-    """An App with both services. url, store: as App takes them."""
-    app = App(url, store=store, name="streaming")
+def streaming(url: str, *, store: str | None = None) -> App:
+    """An App with both services. store: what stands beside a broker."""
+    app = app_on(url, store, "streaming")
     app.include(stream_analytics.router)
     app.include(personalization.router)
     return app

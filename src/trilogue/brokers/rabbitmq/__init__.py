@@ -276,7 +276,8 @@ class RabbitMQ:
             "cluster": str(link.server.get("cluster_name", "unknown")),
             "queue type": o.queue_type,
             "durability": _DURABILITY[o.queue_type],
-            "order": "one active consumer a queue: the next takes over when it goes",
+            "order": "one active consumer a queue: the next takes over when it goes; lower ?prefetch= only while all are "
+            "stopped, because a consumer that holds a part of what came back hands on out of order",
             "prefetch": f"{o.prefetch} deliveries a group; with large events the memory for them is {o.prefetch} times as much",
             "consumer timeout": "the server closes a channel with a delivery not acknowledged for 30 min (its default): "
             "with slow handlers lower ?prefetch=, or raise consumer_timeout there",

@@ -106,7 +106,7 @@ class Channel:
             raise Silent(f"{self.link.url} did not answer {method.NAME} within {timeout_s:g} s") from None
 
     async def close(self) -> None:
-        """Close politely; not for a channel with deliveries of an ordered queue, which would be handed over out of order."""
+        """Close politely, which does not cancel consumers first; see Link.fin()."""
         if not self.closed.done():
             self.mute()
             with contextlib.suppress(Unavailable):
@@ -394,7 +394,8 @@ class Link(asyncio.Protocol):
     async def fin(self) -> None:
         """End without a word: what is not acknowledged goes back in order.
 
-        After a polite close RabbitMQ hands the deliveries of an ordered quorum queue to the next consumer out of order.
+        A consumer must not be cancelled first, as clients do that close politely: the next one would be given what follows while
+        the cancelled one's deliveries are still out.
         """
         self._flush()
         self._is_ending = True
