@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from trilogue.errors import LeaseLost, LogError, OutcomeUnknown, Unavailable, UnknownEvent, Unsupported
-from trilogue.events import Delivery, Envelope, Group, Lease, Receipt, Record, now_us
+from trilogue.events import Delivery, Durability, Envelope, Group, Lease, Receipt, Record, now_us
 from trilogue.patterns import matches_any
 from trilogue.ports import Cursors, DeadLetter, Feature, LaneStatus, Progress, SeekTo
 
@@ -118,7 +118,7 @@ class FakeBroker:
     def __init__(self, server: FakeServer, *, most: int = 2_000) -> None:
         self.server = server
         self.url = "fake://broker"
-        self.durability = "memory"
+        self.durability: Durability = "memory"
         self.features = QUEUE | {Feature.REPLAY} if server.positions else QUEUE
         self.most = most
         self.cursors: Cursors | None = None

@@ -36,7 +36,6 @@ from trilogue.bench.figures import SIDE
 from trilogue.bench.measured import Measured, Stretch, check_stored, weakest
 from trilogue.bench.place import Place, place
 from trilogue.bench.suites import Figure, Side
-from trilogue.cli.main import main
 from trilogue.errors import BadOption, Unavailable, Unsupported
 
 SCALE = 0.000_01
@@ -308,6 +307,36 @@ def test_a_url_without_figures_is_refused_without_its_password() -> None:
     assert "secret" not in str(refused.value)
 
 
+@pytest.mark.parametrize("url", ["amqp://user:secret@127.0.0.1:1", "postgresql://user:secret@127.0.0.1:1/x"])
+def test_a_server_that_does_not_answer_is_named_without_its_password(url: str) -> None:
+    with pytest.raises(Unavailable, match=r"user:\*\*\*@127.0.0.1:1.* does not answer .*is it running") as said:
+        environment.around(url, None, rounds=1, scale=1)
+    assert "secret" not in str(said.value)
+
+
+def test_a_side_that_fails_is_named_and_what_it_made_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(at: Place, events: int) -> Measured:
+        (at.folder / "half").touch()
+        raise OSError("no room")
+
+    figures = [replace(figure, beside=(Side("peer", "", fails, 1),)) for figure in suites.suite("sqlite", SCALE)]
+    monkeypatch.setattr(report, "suite", lambda scheme, scale: figures)
+    with pytest.raises(Unavailable, match="publish_one: peer failed: OSError: no room"):
+        list(report.run(only=["publish_one"], rounds=1, folder=tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("scheme", "server_version"), [("postgresql", "postgresql"), ("amqp", "rabbitmq"), ("kafka", "kafka_brokers")]
+)
+def test_the_environment_has_the_servers_version_and_no_password(scheme: str, server_version: str) -> None:
+    with server(scheme) as url:
+        around = environment.around(url, None, rounds=1, scale=1)
+    assert around[server_version]
+    assert "not installed" not in around.values()
+    assert url.rpartition("@")[0].rpartition(":")[2] not in str(around) or scheme == "kafka"
+
+
 # ── the log grows ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -323,75 +352,3 @@ def test_a_growing_log_is_measured_at_each_size(tmp_path: Path, monkeypatch: pyt
     rows = connection.execute("select count(distinct stream), count(*), max(version) > 100 from trilogue_records").fetchall()
     connection.close()
     assert rows == [(10, 1_000 + 2 * 20, 1)]
-
-
-# ── the command ──────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-@pytest.fixture
-def results(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A store figure and a queue figure, as if they had been measured."""
-    theirs = {**FULL, "sqlite": "3.40.1", "synchronous_by_default": 1}
-    durability = {"trilogue": FULL, "raw apsw": FULL, "eventsourcing": theirs}
-    raw = report.Compared("raw apsw", "One by one.", 3_000.0, 10.0, None, None, None)
-    peer = report.Compared("eventsourcing", "Threads.", 2_000.0, 15.0, 16.0, False, "64 threads")
-    limit = report.Compared("raw apsw", "Commit and read.", 350.0, 2.0, None, None, None)
-    found = [
-        report.Result("save_64_tasks", "64 tasks.", "events/s", 30_000.0, 20_000.0, True, (raw, peer), durability),
-        report.Result("latency_p50_us", "Seconds.", "µs", 700.0, None, None, (limit,), {}),
-    ]
-
-    def measured(*_: object, **__: object) -> Iterator[report.Result]:
-        return iter(found)
-
-    monkeypatch.setattr(report, "run", measured)
-
-
-@pytest.mark.usefixtures("results")
-def test_the_table_has_a_line_for_each_side_and_says_what_of_its_durability(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["bench"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[1].split() == ["save_64_tasks", "30,000", "raw", "apsw", "3,000", "10.00", "-", "-"]
-    assert lines[2].split() == ["eventsourcing", "(64", "threads)", "2,000", "15.00", "16.00", "no"]
-    assert lines[3].split() == ["-", "-", "-", "20,000", "yes"]
-    assert lines[4].split() == ["latency_p50_us", "700", "raw", "apsw", "350", "2.00", "-", "-"]
-    assert "trilogue: synchronous=2 (FULL), journal_mode=wal, sqlite=3.54.1, wal_autocheckpoint=4000" in lines
-    assert [line.partition(":")[0] for line in lines[5:8]] == SIDES
-    assert lines[7].endswith("synchronous_by_default=1 (NORMAL)")
-    assert "python 3." in lines[8]
-
-
-@pytest.mark.usefixtures("results")
-def test_the_json_has_the_same_and_what_it_was_measured_with(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["bench", "--only", "store", "--rounds", "5", "--json"]) == 0
-    document = json.loads(capsys.readouterr().out)
-    store, latency = document["figures"]
-    assert (store["unit"], store["value"], store["aim"], store["met"]) == ("events/s", 30_000.0, 20_000.0, True)
-    peer = store["beside"][1]
-    assert (peer["name"], peer["ratio"], peer["met"], peer["way"]) == ("eventsourcing", 15.0, False, "64 threads")
-    assert {name: said["synchronous"] for name, said in store["durability"].items()} == dict.fromkeys(SIDES, 2)
-    assert (latency["name"], latency["value"], latency["durability"]) == ("latency_p50_us", 700.0, {})
-    assert (document["environment"]["url"], document["environment"]["rounds"]) == (SQLITE, 5)
-    assert {"python", "cpu", "cores", "apsw", "huey"} <= document["environment"].keys()
-
-
-@pytest.mark.parametrize(
-    ("scheme", "server_version"), [("postgresql", "postgresql"), ("amqp", "rabbitmq"), ("kafka", "kafka_brokers")]
-)
-def test_the_environment_has_the_servers_version_and_no_password(scheme: str, server_version: str) -> None:
-    with server(scheme) as url:
-        around = environment.around(url, None, rounds=1, scale=1)
-    assert around[server_version]
-    assert "not installed" not in around.values()
-    assert url.rpartition("@")[0].rpartition(":")[2] not in str(around) or scheme == "kafka"
-
-
-def test_a_figure_that_is_not_there_is_refused_with_those_that_are(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["bench", "--only", "nothing"]) == 2
-    said = capsys.readouterr().err
-    assert all(name in said for name in [*STORE, "publish_one", "latency_p99_us", "store"])
-
-
-def test_growth_is_measured_on_a_file_only(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["bench", "--full", "--url", "kafka://127.0.0.1:1"]) == 2
-    assert "--full" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""`trilogue groups`, `pause`, `resume`: who reads the log, under which name, and whether it goes on. And `trace` across groups."""
+"""`trilogue groups`, `pause`, `resume`: who reads the log, under which name, whether it goes on; and `trace`."""
 
 import asyncio
 import json

@@ -34,12 +34,13 @@ class Broker(FakeBroker):
 
     async def publish(self, envelopes: Sequence[Envelope]) -> list[Any]:
         outcomes: list[Any] = list(await super().publish([each for each in envelopes if each.type != "too.large"]))
-        self.done += [f"{'published' if isinstance(each, Receipt) else 'lost'}" for each in outcomes]
+        for each, outcome in zip(envelopes, outcomes, strict=False):
+            self.done.append(f"{'published' if isinstance(outcome, Receipt) else 'lost'} {each.type} {each.data.decode()}")
         found = iter(outcomes)
         return [Rejected("too large") if each.type == "too.large" else next(found) for each in envelopes]
 
     async def acknowledge(self, group: str, deliveries: Sequence[Delivery]) -> list[Delivery]:
-        self.done += [f"acknowledged {each.record.key}" for each in deliveries]
+        self.done += [f"acknowledged {each.record.data.decode()}" for each in deliveries]
         return await super().acknowledge(group, deliveries)
 
     async def dead_letter(self, group: str, delivery: Delivery, *, attempts: int, error: str, traceback: str) -> None:
@@ -131,7 +132,7 @@ def test_after_the_last_attempt_it_is_a_dead_letter_and_its_key_goes_on() -> Non
     assert handled == ["1", "1", "1", "2"]
     [letter] = broker.buried
     assert (letter.attempts, letter.error) == (3, "ValueError: no")
-    assert [each for each in broker.done if each != "published"].count("acknowledged u") == 1  # the other went with its letter
+    assert [each for each in broker.done if each.startswith("ack")] == ['acknowledged {"user":"u","video":"2"}']
 
 
 @pytest.mark.parametrize("counts", [True, False])
@@ -212,8 +213,10 @@ def test_emits_are_confirmed_before_the_record_is_acknowledged() -> None:
             await until_idle(app)
 
     run(main())
-    assert "lost" in broker.done
-    assert broker.done[-1].startswith("acknowledged")
+    assert any(each.startswith("lost") for each in broker.done)
+    for n in range(3):
+        confirmed = broker.done.index(f'published badge.won {{"user":"u","badge":"{n}"}}')
+        assert confirmed < broker.done.index(f'acknowledged {{"user":"u","video":"{n}"}}')
     emitted = [each for log in broker.server.log for each in log if each.type == "badge.won"]
     assert {each.data for each in emitted} == {b'{"user":"u","badge":"%d"}' % n for n in range(3)}
     # A repetition has the ids of before; the last time each is handled, all are in order.

@@ -14,7 +14,7 @@ from fake_broker import FakeBroker, FakeServer
 
 from trilogue import App, Db, Later, Retry, SeekTo, event
 from trilogue.brokers.paired import Paired
-from trilogue.errors import Conflict, Rejected, Unsupported
+from trilogue.errors import Conflict, LeaseLost, Rejected, Unavailable, Unsupported
 from trilogue.events import Delivery, Envelope, Group, InTransaction, Settlement, new_id
 from trilogue.ports import Feature, Query
 from trilogue.relay import RELAY, Relay
@@ -59,7 +59,7 @@ def url(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path}/x.db?lease_s=0.5"
 
 
-def paired(server: FakeServer, url: str = "memory://") -> Paired:
+def paired(server: FakeServer, url: str = "memory://") -> Any:
     return Paired(FakeBroker(server), open_store(url))
 
 
@@ -69,8 +69,13 @@ def app_on(server: FakeServer, url: str = "memory://") -> App:
     return app
 
 
+def _broker(app: App) -> Any:
+    log: Any = app.store
+    return log.broker
+
+
 @contextlib.asynccontextmanager
-async def opened(server: FakeServer, url: str, *groups: Group, work: bool = True) -> AsyncIterator[Paired]:
+async def opened(server: FakeServer, url: str, *groups: Group, work: bool = True) -> AsyncIterator[Any]:
     log = paired(server, url)
     await log.open()
     try:
@@ -92,7 +97,7 @@ def numbers(deliveries: Sequence[Delivery]) -> list[int]:
     return [int(delivery.record.data) for delivery in deliveries]
 
 
-async def take(log: Paired, count: int, name: str = "g") -> list[Delivery]:
+async def take(log: Any, count: int, name: str = "g") -> list[Delivery]:
     taken: list[Delivery] = []
     async with asyncio.timeout(WITHIN_S):
         while len(taken) < count:
@@ -100,11 +105,12 @@ async def take(log: Paired, count: int, name: str = "g") -> list[Delivery]:
     return taken
 
 
-async def answer(log: Paired, deliveries: Sequence[Delivery], verdict: Any = "done", **more: Any) -> list[Delivery]:
-    return await log.settle("g", [Settlement(delivery, verdict, **more) for delivery in deliveries])
+async def answer(log: Any, deliveries: Sequence[Delivery], verdict: Any = "done", **more: Any) -> list[Delivery]:
+    lost: list[Delivery] = await log.settle("g", [Settlement(delivery, verdict, **more) for delivery in deliveries])
+    return lost
 
 
-async def rest(log: Paired, name: str = "g") -> list[int]:
+async def rest(log: Any, name: str = "g") -> list[int]:
     """What a claim lends now, given what is on its way the time it needs."""
     found: list[int] = []
     async with asyncio.timeout(WITHIN_S):
@@ -197,7 +203,7 @@ async def test_effects_happen_once_whatever_is_delivered_again(server: FakeServe
             for n in range(40):
                 await app.publish(Made("abcd"[n % 4], n))
                 if n % 10 == 5:
-                    await app.store.broker.reconnect()
+                    await _broker(app).reconnect()
             await app.wait_idle(timeout=f"{WITHIN_S}s")
             assert await app.db("select k, n from seen order by n") == [("abcd"[n % 4], n) for n in range(40)]
             relayed = [r for lane in server.log for r in lane if r.type == "thing.seen"]
@@ -477,7 +483,7 @@ async def test_workers_share_and_keep_the_order(server: FakeServer, url: str) ->
     seen: list[tuple[str, int]] = []
     fails = {(f"k{n}", n) for n in range(0, 20, 3)}
 
-    async def work(log: Paired) -> None:
+    async def work(log: Any) -> None:
         while len(seen) < 400:
             deliveries = await log.claim("g", limit=7, wait_s=0.1)
             answers, held = [], set()
@@ -531,6 +537,26 @@ async def test_leaving_hands_back_what_is_out(server: FakeServer, url: str) -> N
         async with opened(server, url, group()) as other:
             again = await take(other, 3)
             assert [(int(d.record.data), d.attempt) for d in again] == [(1, 1), (2, 1), (3, 1)]
+
+
+@ran
+async def test_a_failure_that_cannot_be_kept_is_not_acknowledged(server: FakeServer, url: str) -> None:
+    """The store is away when a record fails: it stays the broker's, and is handled again before what follows."""
+    async with opened(server, url, group()) as log:
+        await log.publish([envelope(n) for n in range(2)])
+        out = await take(log, 1)
+        settle, seen = log.store.inbox.settle, []
+
+        async def away(*_: Any, **__: Any) -> Any:
+            seen.append(log.broker.acknowledgements)
+            raise Unavailable("the store is away")
+
+        log.store.inbox.settle = away
+        with pytest.raises(Unavailable):
+            await answer(log, out, "retry")
+        log.store.inbox.settle = settle
+        assert seen == [0]
+        assert await rest(log) == [0, 1]
 
 
 # ── publishing ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -653,11 +679,11 @@ async def test_pause_holds_for_everybody_and_over_restarts(server: FakeServer, u
         await until(lambda: _lends(one))
 
 
-async def _paused(log: Paired) -> bool:
-    return log._readers["g"]._marks.paused
+async def _paused(log: Any) -> bool:
+    return bool(log._readers["g"]._marks.paused)
 
 
-async def _lends(log: Paired) -> bool:
+async def _lends(log: Any) -> bool:
     return await rest(log) == [0, 1, 2]
 
 
@@ -738,6 +764,24 @@ async def test_places_of_effects_outlive_the_brokers_own(url: str) -> None:
         assert await log.settle("g", [Settlement(out[0])]) == out[:1]
         assert await answer(log, out[1:]) == out[1:]
         assert await rest(log) == [0, 2]
+
+
+@ran
+async def test_who_has_lost_a_lane_writes_no_effect(url: str) -> None:
+    """Frozen while the lane went to somebody else, and not told yet: the store refuses, and nothing of it happened."""
+    async with opened(FakeServer(lanes=1), url, group(has_effects=True)) as log:
+        await log.transact(lambda db: db.execute("create table seen (n integer)"))
+        await log.publish([envelope(0)])
+        out = await take(log, 1)
+        inbox, lane = log.store.inbox, "events[0]"
+        place = log._readers["g"]._places_after(out)
+        assert await inbox.assigned("g", lane, place[0].epoch + 1) is None
+        work = InTransaction(out, lambda db: db.execute("insert into seen values (1)") or [Settlement(out[0])], lambda _: [])
+        with pytest.raises(LeaseLost):
+            await inbox.settle("g", [work], places=place)
+        with pytest.raises(LeaseLost):
+            await inbox.assigned("g", lane, place[0].epoch)
+        assert await log.query("select n from seen") == []
 
 
 @ran

@@ -535,8 +535,11 @@ class Inbox(Protocol):
     async def settle(
         self, group: str, answers: Sequence[Settlement | InTransaction], *, places: Sequence[Place] = (), seen: bool = False
     ) -> Taken:
-        """Write what became of fresh deliveries, effects and emits included. seen: recognise events by their ids, because the
-        broker has no places. Raises LeaseLost if a place went to somebody else: nothing happened."""
+        """Write what became of fresh deliveries, effects and emits included.
+
+        seen: recognise events by their ids: a broker delivers again, and keeps twice what was published twice. Raises LeaseLost
+        if a place went to somebody else: nothing happened.
+        """
 
     async def assigned(self, group: str, lane: str, epoch: int) -> Progress | None:
         """As Cursors.assigned(); raises LeaseLost if somebody newer has the lane."""

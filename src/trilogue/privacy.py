@@ -10,6 +10,7 @@ The key goes first: whatever happens next, their data is gone, and doing it all 
 """
 
 import asyncio
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from time import monotonic
@@ -24,9 +25,10 @@ from trilogue.patterns import matches_any
 from trilogue.ports import GroupStatus, Store, Transaction
 from trilogue.projection import ERASED
 from trilogue.rehydrate import OWNER
-from trilogue.stores.keys import MEMORY, STATE_PREFIX, Destroyed, Keyring
+from trilogue.stores.keys import MEMORY, NOWHERE, STATE_PREFIX, Destroyed, Keyring
 from trilogue.stores.sqlite_store import SqliteStore
 
+KEYS_VARIABLE = "TRILOGUE_KEYS"
 REASON_CHARS = 1_000
 PAGE = 1_000
 LOOK_S = 0.05
@@ -53,8 +55,11 @@ class ErasureReceipt:
 
 
 def keys_path(store: Store) -> str:
-    """Where the keys of a store are: FILE-keys beside its file, or in memory as the store itself is."""
-    return f"{store.path}-keys" if isinstance(store, SqliteStore) and not store.in_memory else MEMORY
+    """Where the keys of a log are: FILE-keys beside the file of its store, in memory as that is, or where it was said."""
+    behind = getattr(store, "store", store)  # beside a broker
+    if isinstance(behind, SqliteStore):
+        return MEMORY if behind.in_memory else f"{behind.path}-keys"
+    return getattr(behind, "keys_path", None) or os.environ.get(KEYS_VARIABLE) or NOWHERE
 
 
 async def erase(

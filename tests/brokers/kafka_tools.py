@@ -27,7 +27,7 @@ def url() -> Iterator[str]:
 
 def run(main: Coroutine[Any, Any, None]) -> None:
     """Run one test to its end, or fail it."""
-    asyncio.run(asyncio.wait_for(main, 120))
+    asyncio.run(asyncio.wait_for(main, 240))
 
 
 def happened(n: int, *, type: str = "video.watched", keys: int = 7) -> Envelope:

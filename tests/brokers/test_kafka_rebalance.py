@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
+from confluent_kafka import TopicPartition
 from kafka_tools import happened, kafka, numbers, publish, readers, receive, run, until, url
 
 from trilogue.brokers.kafka.lane import Place
@@ -161,6 +162,40 @@ def test_drains_are_bounded_and_end_early() -> None:
     lanes.revoke([lane])
     assert lanes.finish(deliveries[:1]) == deliveries[:1]
     assert lane.place() == Place(0, (1,))
+
+
+class Recording:
+    """Stands where the consumer stands when librdkafka tells that partitions are lost."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+
+    def commit(self, **_: object) -> None:
+        self.calls.append("commit")
+
+    def incremental_unassign(self, _: object) -> None:
+        self.calls.append("unassign")
+
+
+def test_what_was_lost_is_never_committed(url: str) -> None:
+    async def main() -> None:
+        async with kafka(f"{url}&partitions=1", readers()) as broker:
+            await publish(broker, (happened(n) for n in range(5)))
+            out = await receive(broker, 5)
+            await broker.pause("readers")
+            member = broker._members["readers"]
+            lane = lane_of(out[0])
+            member._commit_at_s = time.monotonic() + 3_600  # nothing is committed but by what follows
+            assert await broker.acknowledge("readers", out[:2]) == []
+            recording = Recording()
+            member._on_lost(recording, [TopicPartition(lane.topic, lane.partition)])  # type: ignore[arg-type]
+            assert recording.calls == ["unassign"]
+            assert all(each.lease.lost for each in out)
+            assert await broker.acknowledge("readers", out[2:]) == out[2:]
+        async with kafka(url, readers()) as broker:
+            assert numbers(await receive(broker, 5)) == list(range(5))
+
+    run(main())
 
 
 # ── killed and frozen, in processes of their own ─────────────────────────────────────────────────────────────────────

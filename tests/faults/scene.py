@@ -133,7 +133,7 @@ class Scene:
         wrong += [self._ended(args, signal.SIGTERM) for args in self.crew.alive("work")]
         finishing = self.crew.start("finish", "0")
         try:
-            wrong.append("" if finishing.wait(120) == 0 else f"finish: exit {finishing.returncode}")
+            wrong.append("" if finishing.wait(400) == 0 else f"finish: exit {finishing.returncode}")
         except subprocess.TimeoutExpired:
             wrong.append("finish does not end")
         return [sentence for sentence in wrong if sentence]

@@ -214,13 +214,11 @@ def _without_cause(history: History, runs: list[Handling]) -> list[tuple[Handlin
             done.setdefault(run.step, []).append(run)
     wrong = []
     for step, of_step in done.items():
+        pairs = list(itertools.pairwise(of_step))
+        unexplained = [pair for pair in pairs if not any(i.is_between(*pair) for i in history.interruptions)]
+        # What was published again is on the log more than once, and each time that is delivered again all of it is.
         published_again = max(history.begun[step] - history.rejected[step] - 1, 0)
-        pairs = [
-            (one, other)
-            for one, other in itertools.pairwise(of_step)
-            if not any(i.is_between(one, other) for i in history.interruptions)
-        ]
-        wrong += pairs[published_again:]
+        wrong += unexplained[published_again * (1 + len(pairs) - len(unexplained)) :]
     return wrong
 
 

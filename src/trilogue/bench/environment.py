@@ -7,7 +7,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from trilogue.bench.place import place, scheme_of
+from trilogue.bench.place import at_server, scheme_of
+from trilogue.bench.suites import suite
+from trilogue.errors import Unavailable
 from trilogue.urls import redacted
 
 _PACKAGES = {
@@ -20,13 +22,13 @@ _DRIVERS = {"postgresql": "raw_psycopg", "amqp": "raw_pika", "kafka": "raw_kafka
 
 
 def around(url: str, store: str | None, *, rounds: int, scale: float) -> dict[str, Any]:
-    """Machine, Python, versions of the packages and of the server, and how it was measured."""
+    """Machine, Python, versions of the packages and of the server, and how it was measured. Raises Unavailable."""
     scheme = scheme_of(url)
     packages = ("trilogue", *_PACKAGES[scheme], "msgspec")
     return {
         "url": redacted(url),
         **({"store": redacted(store or "a new SQLite file")} if scheme in ("amqp", "kafka") else {}),
-        **_server(scheme, url, store),
+        **_server(scheme, url),
         "cpu": _cpu(),
         "cores": os.cpu_count(),
         "system": platform.platform(terse=True),
@@ -37,12 +39,16 @@ def around(url: str, store: str | None, *, rounds: int, scale: float) -> dict[st
     }
 
 
-def _server(scheme: str, url: str, store: str | None) -> dict[str, Any]:
+def _server(scheme: str, url: str) -> dict[str, Any]:
     if scheme == "sqlite":
         return {}
+    suite(scheme)  # says what is not installed
     module = importlib.import_module(f"trilogue.bench.{_DRIVERS[scheme]}")
-    with place(url, store, None) as at:
-        found: dict[str, Any] = module.versions(at)
+    try:
+        found: dict[str, Any] = module.versions(at_server(url))
+    except Exception as error:  # each driver has its own
+        said = " ".join(f"{type(error).__name__}: {error}".split())
+        raise Unavailable(f"{redacted(url)} does not answer ({said}): is it running, and may this user connect?") from error
     return found
 
 

@@ -9,8 +9,8 @@ kafka         kafka://…?prefix=bench-3f9c1a-   beside it a store      topics o
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
@@ -45,6 +45,11 @@ class Place:
         return _option(self.url, name, default)
 
 
+def at_server(url: str) -> Place:
+    """The server itself, for looking at it."""
+    return Place(url, _without_options(url), None, "", Path())
+
+
 def scheme_of(url: str) -> str:
     """Which kind of log it is; raises BadOption for one that has no figures."""
     scheme = split(url).scheme.partition("+")[0].removesuffix("s")
@@ -66,10 +71,8 @@ def place(url: str, store: str | None, folder: Path | None) -> Iterator[Place]:
         with _log(store or "sqlite:///bench.db", name, files) as beside:
             prefix = f"{_option(url, 'prefix', '')}{name.replace('_', '-')}-"
             at = Place(_with(url, prefix=prefix), _without_options(url), beside, prefix, files)
-            try:
+            with _removed(lambda: _delete(scheme, at)):
                 yield at
-            finally:
-                _delete(scheme, at)
     finally:
         shutil.rmtree(files, ignore_errors=True)
 
@@ -81,12 +84,22 @@ def _log(url: str, name: str, files: Path) -> Iterator[str]:
         options = urlsplit(url).query
         yield f"sqlite:///{files}/trilogue.db" + (f"?{options}" if options else "")
         return
-    try:
-        yield _with(url, schema=name)
-    finally:
-        from trilogue.bench import raw_psycopg  # here: the driver comes with an extra
+    from trilogue.bench import raw_psycopg  # here: the driver comes with an extra
 
-        raw_psycopg.drop(_without_options(url), name)
+    with _removed(lambda: raw_psycopg.drop(_without_options(url), name)):
+        yield _with(url, schema=name)
+
+
+@contextmanager
+def _removed(remove: Callable[[], None]) -> Iterator[None]:
+    """Remove it afterwards; where something failed, that is what is said, and not that removing fails, too."""
+    try:
+        yield
+    except BaseException:
+        with suppress(Exception):
+            remove()
+        raise
+    remove()
 
 
 def _delete(scheme: str, at: Place) -> None:

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trilogue.bench.measured import Durability, Measured, weakest
-from trilogue.bench.place import place, scheme_of
+from trilogue.bench.place import Place, place, scheme_of
 from trilogue.bench.suites import Figure, Side, suite
-from trilogue.errors import BadOption
+from trilogue.errors import BadOption, TrilogueError, Unavailable
 
 DEFAULT_URL = "sqlite:///bench.db"
 MUST_AGREE = ("synchronous", "journal_mode", "fsync", "synchronous_commit", "full_page_writes", "queue", "delivery_mode", "acks")
@@ -62,7 +62,7 @@ def run(
 
     url: whose server, or for SQLite whose options, are used; nothing that is there is touched. store: beside a broker; None: a
     new SQLite file. folder: where files are made and removed; must be on the disk that is to be measured.
-    Raises Unsupported where a peer is not installed, BadOption.
+    Raises Unsupported where a peer is not installed, Unavailable where a side fails, BadOption.
     """
     for figure in suite(scheme_of(url), scale):
         if only and not any(name == figure.family or figure.name.startswith(name) for name in only):
@@ -71,8 +71,17 @@ def run(
         for _ in range(rounds):
             for side, measured in found.items():
                 with place(url, store, folder) as at:
-                    measured.append(side.measure(at, side.events))
+                    measured.append(_measured(figure, side, at))
         yield result(figure, found)
+
+
+def _measured(figure: Figure, side: Side, at: Place) -> Measured:
+    try:
+        return side.measure(at, side.events)
+    except TrilogueError:
+        raise
+    except Exception as error:  # each driver and peer has its own
+        raise Unavailable(f"{figure.name}: {side.name} failed: {type(error).__name__}: {error}") from error
 
 
 def result(figure: Figure, found: dict[Side, list[Measured]]) -> Result:

@@ -28,6 +28,7 @@ RECEIVE_RECORDS = 1_000
 RECEIVE_WAIT_S = 60.0
 BACKOFF_S = 1.0
 BURIALS = 5
+NOTHING_S = 0.01
 COUNTED_DEAD = 1_000
 
 log = logging.getLogger("trilogue")
@@ -72,7 +73,7 @@ class Direct(Refused):
         return self._broker
 
     async def describe(self) -> dict[str, str]:
-        """What `trilogue doctor` prints."""
+        """The broker's own facts."""
         return await self._opened().describe()
 
     # ── publish ──────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -127,6 +128,8 @@ class Direct(Refused):
                 await asyncio.sleep(BACKOFF_S)
                 continue
             reading.admit(came)
+            if not came:
+                await asyncio.sleep(NOTHING_S)  # one that answers "nothing" at once must not stop the event loop
 
     async def unbind(self, group: str) -> None:
         """Stop working for one group."""
@@ -149,12 +152,7 @@ class Direct(Refused):
             await asyncio.gather(reading.pump, return_exceptions=True)
         for _, due in reading.in_hand.values():
             due.cancel()
-        rest = [*(delivery for delivery, _ in reading.in_hand.values()), *reading.gate.clear()]
-        rest = sorted((each for each in rest if not each.lease.revoked), key=lambda each: int(each.span))
         reading.in_hand.clear()
-        if rest:
-            with contextlib.suppress(LogError):  # a connection that is gone has handed them back itself
-                await self._broker.release(reading.group.name, rest)
 
     def _reading(self, group: str) -> Received:
         self._opened()
@@ -389,7 +387,11 @@ class Direct(Refused):
         """The groups the broker tells of. Their dead letters are counted up to 1,000 each; there is no one head."""
         broker = self._opened()
         names = sorted({*await broker.groups(), *self._readings})
-        return Status(self.url, 0, 0, {}, 0, 0, [await self._group_status(broker, name) for name in names])
+        groups = []
+        for name in names:
+            with contextlib.suppress(UnknownEvent):  # gone since it was listed
+                groups.append(await self._group_status(broker, name))
+        return Status(self.url, 0, 0, {}, 0, 0, groups)
 
     async def _group_status(self, broker: Broker, name: str) -> GroupStatus:
         dead = len(await broker.dead(name, limit=COUNTED_DEAD))

@@ -19,7 +19,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
 from trilogue.brokers.reader import Answer, Reader
-from trilogue.errors import LogError, Rejected, TrilogueError, UnknownEvent, Unsupported
+from trilogue.errors import LogError, Rejected, TrilogueError, Unavailable, UnknownEvent, Unsupported
 from trilogue.events import Delivery, Envelope, Group, Receipt, Record
 from trilogue.ports import (
     Broker,
@@ -63,6 +63,7 @@ class Paired:
         self._epochs: defaultdict[str, dict[str, int]] = defaultdict(dict)
         self._tasks: list[asyncio.Task[None]] = []
         self._turns = 0
+        self._is_open = False
 
     # ── open and close ───────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -74,9 +75,11 @@ class Paired:
         except BaseException:
             await self.store.close()
             raise
+        self._is_open = True
 
     async def close(self) -> None:
         """Let go of both; what was in flight is handed back."""
+        self._is_open = False
         await self._stop()
         try:
             await self.broker.close()
@@ -153,6 +156,8 @@ class Paired:
 
     async def publish(self, envelopes: Sequence[Envelope]) -> list[Receipt | LogError]:
         """Put envelopes on the broker, each with its own outcome; what may never be stored is not sent."""
+        if not self._is_open:
+            raise Unavailable(f"{self.url} is not open: use it inside `async with app:`")
         refused = {n: error for n, envelope in enumerate(envelopes) if (error := self._refusal(envelope)) is not None}
         if not refused:
             return await self.broker.publish(envelopes)

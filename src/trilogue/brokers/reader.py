@@ -28,6 +28,7 @@ from trilogue.relay import Outcome, Publish, confirmed, is_refused
 
 WAIT_S = 60.0
 PAUSED_LOOK_S = 0.25
+NOTHING_S = 0.01
 DIVERT_RECORDS = 1_000
 LANE_RECORDS = 200
 BACKOFF_S = 1.0
@@ -176,6 +177,8 @@ class Reader:
         deliveries = await self._broker.receive(self.name, limit=limit, wait_s=WAIT_S)
         if deliveries:
             await self._admit(deliveries)
+        else:
+            await asyncio.sleep(NOTHING_S)  # a broker that answers "nothing" at once must not stop the event loop
 
     async def _rest(self) -> None:
         """Receive nothing while the group is paused."""
@@ -408,7 +411,8 @@ class Reader:
         try:
             places = self._places_after(deliveries)
             inside = any(isinstance(answer, InTransaction) for answer in answers)
-            taken = await self._store.inbox.settle(self.name, answers, places=places, seen=inside and not self._places)
+            # By ids also where there are places: what was published again, or emitted again, is at another place.
+            taken = await self._store.inbox.settle(self.name, answers, places=places, seen=inside)
         except LeaseLost as error:
             log.info("group %s: %s", self.name, error)
             await asyncio.sleep(BACKOFF_S)  # until the broker says so too: then they are no longer here

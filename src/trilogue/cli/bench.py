@@ -41,12 +41,12 @@ def bench(
 
     if full and not url.startswith("sqlite:"):
         raise BadOption("--full measures how an SQLite file grows: leave --url out")
+    around = environment.around(url, store, rounds=rounds, scale=scale)
     figures = [*_figures(url, store, only, rounds, scale, folder), *(_scale(folder) if full else ())]
     if not figures:
         raise BadOption(
             f"no figure begins with {' or '.join(only)}: there are {', '.join(_names(url))}; queue, store: all of one side"
         )
-    around = environment.around(url, store, rounds=rounds, scale=scale)
     if json:
         say_json({"environment": around, "figures": figures})
         return 0

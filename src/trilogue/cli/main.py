@@ -30,6 +30,7 @@ from trilogue.cli import (
     doctor,
     erase,
     groups,
+    migrate,
     processes,
     projections,
     publish,
@@ -82,6 +83,7 @@ cli.command(schemas)
 cli.command(describe.describe)
 cli.command(relay.relay)
 cli.command(doctor.doctor)
+cli.command(migrate.migrate)
 cli.command(certify.certify)
 cli.command(bench.bench)
 dead.command(show.dead_list, name="list")

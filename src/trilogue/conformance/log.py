@@ -93,7 +93,7 @@ async def promise_everything_comes_back(make_store: MakeStore) -> None:
 
 @promise(Feature.HISTORY)
 async def promise_a_nul_harms_nobody(make_store: MakeStore) -> None:
-    """A key with a NUL character comes back as it was, or is refused alone; so is an id, and nothing published beside it suffers."""
+    """A key with a NUL character comes back as it was, or is refused alone; so is an id, and its neighbours do not suffer."""
     async with Bench(make_store) as bench:
         store = await bench.open()
         odd = [envelope(1, "a\x00b"), envelope(2, id="i\x00d")]
@@ -101,7 +101,9 @@ async def promise_a_nul_harms_nobody(make_store: MakeStore) -> None:
         expect(not isinstance(outcomes[2], BaseException), f"what is published beside it is stored, got {outcomes[2]}")
         stored = {record.id: record.key for record in await store.read(Query())}
         for sent, outcome in zip(odd, outcomes, strict=False):
-            expect(not isinstance(outcome, BaseException) or isinstance(outcome, Rejected), f"stored or Rejected, got {outcome!r}")
+            expect(
+                not isinstance(outcome, BaseException) or isinstance(outcome, Rejected), f"stored or Rejected, got {outcome!r}"
+            )
             same(stored.get(sent.id, "(none)"), "(none)" if isinstance(outcome, Rejected) else sent.key, "key of a stored one")
 
 

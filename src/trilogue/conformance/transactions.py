@@ -337,7 +337,7 @@ async def promise_a_failing_effect_leaves_nothing(make_store: MakeStore) -> None
         same(numbers(records), [1, 1, 1, 1, 2, 2, 2, 2, 3, 3], "what the group reads of what it appended")
 
 
-@promise(Feature.EFFECTS, Feature.EXPECTED, Feature.TIMERS, Feature.REPLAY)
+@promise(Feature.EFFECTS, Feature.EXPECTED, Feature.TIMERS, Feature.REPLAY, Feature.HISTORY)
 async def promise_a_lost_lease_writes_nothing(make_store: MakeStore) -> None:
     """What an effect would have appended does not happen when its lease is lost."""
     async with Bench(make_store) as bench:

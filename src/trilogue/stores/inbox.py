@@ -171,8 +171,8 @@ def settle(
 ) -> Taken:
     """Write what became of fresh deliveries: fence, effects, emits, held rows, places.
 
-    places: where the lanes are with this, each fenced by its epoch. seen: the broker has no places; an event whose effect has
-    happened is recognised by its id. Raises LeaseLost.
+    places: where the lanes are with this, each fenced by its epoch. seen: an event whose effect has happened is recognised by
+    its id, also where it stands on the log a second time. Raises LeaseLost.
     """
     group_id = group_id_of(sql, group)
     ordered = bool(sql.rows("select ordered from trilogue_groups where id = ?", (group_id,))[0][0])

@@ -29,6 +29,7 @@ READ_BYTES = 1 << 20
 STATES = "\x00states"  # no subject begins so
 STATE_PREFIX = b"sealed:1:"
 MEMORY = ":memory:"
+NOWHERE = "(no file is named)"
 _SCHEMA = """
 create table keys (
   subject   text primary key,
@@ -78,7 +79,7 @@ class Keyring:
         self._is_together = False
 
     def open(self, path: str) -> None:
-        """Let it be used from now on. path: of the file, or `:memory:`."""
+        """Let it be used from now on. path: of the file, `:memory:`, or NOWHERE if nobody said where they are."""
         self.path = path
 
     def close(self) -> None:
@@ -319,7 +320,12 @@ class Keyring:
             return self._connection
         if not self.path:
             raise Unavailable("the keys of personal data are not open: use the App inside `async with app:`")
-        if not make and (self.path == MEMORY or not os.path.exists(self.path)):
+        if make and self.path == NOWHERE:
+            raise Rejected(
+                "personal data is sealed with keys that are kept apart from it, and nobody said in which file: name one by "
+                "?keys=FILE in the URL of the store, or by TRILOGUE_KEYS; the same for every process that works with this log"
+            )
+        if not make and (self.path in (MEMORY, NOWHERE) or not os.path.exists(self.path)):
             return None
         try:
             self._connect()

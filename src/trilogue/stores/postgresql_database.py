@@ -95,6 +95,11 @@ class Reader:
         with transaction(self._server, connection, how or "read only", self._limit_s):
             return look(self.sql, self.types)
 
+    def is_behind(self, pid: int) -> bool:
+        """Whether this is the connection of that process of the server's."""
+        connection = self.connection
+        return connection is not None and not connection.closed and connection.info.backend_pid == pid
+
     def cut(self) -> None:
         """Let whoever waits for an answer have an error at once."""
         if self.connection is not None:
@@ -148,7 +153,7 @@ class PostgresqlDatabase:
         self.durability: Durability = await asyncio.to_thread(self._open)
         self.transaction = SqlTransaction(self.connection.sql, self.writer_types, self._payload_bytes, self._scheduled)
         self.writer = Writer(self.connection, name=self.url, undone=self.writer_types.forget)
-        self._listener = Listener(self._server, self._loop, self._hinted)
+        self._listener = Listener(self._server, self._loop, self._reader.is_behind, self._hinted)
         self.is_open = True
 
     def _open(self) -> Durability:
@@ -324,10 +329,15 @@ class PostgresqlDatabase:
 
 
 class Listener:
-    """Waits for hints in a thread. works: whether one has come since it was connected; a pooler lets none through."""
+    """Waits for hints in a thread. works: whether one has come since it was connected; a pooler lets none through.
 
-    def __init__(self, server: Server, loop: asyncio.AbstractEventLoop, hinted: Callable[[], None]) -> None:
-        self._server, self._loop, self._hinted = server, loop, hinted
+    is_own: whether a hint is from this process, which knows already. hinted: told of the others, on the event loop.
+    """
+
+    def __init__(
+        self, server: Server, loop: asyncio.AbstractEventLoop, is_own: Callable[[int], bool], hinted: Callable[[], None]
+    ) -> None:
+        self._server, self._loop, self._is_own, self._hinted = server, loop, is_own, hinted
         self._stopped = threading.Event()
         self._connection: Connection | None = None
         self.works = False
@@ -351,9 +361,10 @@ class Listener:
             connection.execute(f"listen {name}".encode())
             connection.execute("select pg_notify(%s, '')", (name,))
             while not self._stopped.is_set():
-                for _ in connection.notifies(timeout=RECONNECT_S, stop_after=1):
+                for hint in connection.notifies(timeout=RECONNECT_S, stop_after=1):
                     self.works = True
-                    self._loop.call_soon_threadsafe(self._hinted)
+                    if not self._is_own(hint.pid):
+                        self._loop.call_soon_threadsafe(self._hinted)
 
     def stop(self) -> None:
         """Listen no more."""

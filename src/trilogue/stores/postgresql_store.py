@@ -4,7 +4,7 @@ postgresql://user:secret@host:5432/db?schema=app&lease_s=10
 └ what libpq connects with           └ our options; sslmode and the like go to libpq
 """
 
-import os
+import asyncio
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,15 +13,14 @@ from urllib.parse import SplitResult, urlencode, urlunsplit
 from trilogue.errors import BadOption
 from trilogue.events import Envelope
 from trilogue.ports import Feature
-from trilogue.stores import outside
+from trilogue.stores import outside, postgresql_schema
 from trilogue.stores.append import check_envelope
 from trilogue.stores.database import Database
-from trilogue.stores.postgresql import Server
+from trilogue.stores.postgresql import Server, translated
 from trilogue.stores.postgresql_database import PostgresqlDatabase
 from trilogue.stores.store import SqlStore
 from trilogue.urls import Reader, number, one_of, options, redacted, whole
 
-KEYS_VARIABLE = "TRILOGUE_KEYS"
 _SCHEMA = re.compile(r"[a-z_][a-z0-9_]{0,62}")
 
 
@@ -64,12 +63,12 @@ class PostgresqlStore(SqlStore):
         self.durability = "os-crash"  # as the server says, once it is open
         self._has_put = False
         self.server = server
-        self._keys = keys
+        self.keys_path = keys  # of personal data: apart from it, in a file
 
-    @property
-    def keys_path(self) -> str | None:
-        """Where the keys of personal data are: apart from the data, in a file that every machine reaches; None: nobody said."""
-        return self._keys or os.environ.get(KEYS_VARIABLE)
+    async def migrate(self) -> tuple[int, int]:
+        """Create the schema or bring it up, as opening does; returns its version before and now. Raises Unavailable."""
+        with translated(self.url):
+            return await asyncio.to_thread(postgresql_schema.prepare, self.server)
 
     async def publish_in(self, tx: object, envelopes: Sequence[Envelope], due_us: int | None = None) -> None:
         """Publish with the commit of the user's own transaction; fires from here too, whether or not a worker runs."""

@@ -27,6 +27,9 @@ PASSING = {
     KafkaError.NOT_LEADER_FOR_PARTITION,
     KafkaError.LEADER_NOT_AVAILABLE,
     KafkaError.UNKNOWN_TOPIC_OR_PART,
+    KafkaError.UNKNOWN_LEADER_EPOCH,
+    KafkaError.FENCED_LEADER_EPOCH,
+    KafkaError.NOT_CONTROLLER,
     KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
     KafkaError.COORDINATOR_NOT_AVAILABLE,
     KafkaError.NOT_COORDINATOR,
@@ -58,7 +61,7 @@ class Admin:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._refusal: str | None = None
-        self._reason = "no answer"
+        self._reason = ""
         config = settings.common() | {"error_cb": self._noted}
         self._client = AdminClient(config, logger=quiet)
 
@@ -74,10 +77,11 @@ class Admin:
         until = time.monotonic() + self._settings.connect_timeout_s
         while True:
             try:
-                # The client's own thread delivers what went wrong; a short wait each time, so that a refusal is seen soon.
+                # A short wait each time, so that a refusal is seen soon: it is told by poll().
                 return len((await asyncio.to_thread(self._client.list_topics, timeout=LOOK_S)).brokers)
             except KafkaException as error:
                 last = error.args[0].str()
+            self._client.poll(0)
             if self._refusal is not None:
                 raise Unavailable(f"{self._settings.shown}: the server refuses us: {self._refusal}; check user, password and TLS")
             if time.monotonic() > until:

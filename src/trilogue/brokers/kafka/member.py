@@ -320,7 +320,8 @@ class Member:
 
         async def ask() -> dict[str, Progress]:
             names = [lane_name(*partition) for partition in partitions]
-            answers = [await cursors.assigned(self.group.name, name, epoch) for name in names]
+            # Together, so that the store writes them in one transaction: the broker waits no longer than a session.
+            answers = await asyncio.gather(*(cursors.assigned(self.group.name, name, epoch) for name in names))
             return {name: answer for name, answer in zip(names, answers, strict=True) if answer is not None}
 
         return asyncio.run_coroutine_threadsafe(ask(), self._loop).result(min(ASK_S, self._settings.session_s))

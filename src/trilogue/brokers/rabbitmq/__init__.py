@@ -1,6 +1,6 @@
 """RabbitMQ as a broker: a topic exchange, a queue per group, pushed deliveries, confirmed publishes.
 
-    options.py    what the URL says                  link.py       one connection, frames and channels
+    options.py    what the URL says                  link.py       one connection; channel.py
     topology.py   exchanges, queues, bindings        kept.py       connected again, started again
     messages.py   Envelope <-> AMQP message          publisher.py  a window of confirms
     dead.py       dead letters, in direct mode       consumer.py   deliveries, acks.py what of them is finished

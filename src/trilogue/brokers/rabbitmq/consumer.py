@@ -16,7 +16,8 @@ from pika import spec
 
 from trilogue.brokers.rabbitmq import topology
 from trilogue.brokers.rabbitmq.acks import Acks
-from trilogue.brokers.rabbitmq.link import FRAME_END, Channel, Link, Silent, method_frame
+from trilogue.brokers.rabbitmq.channel import Channel, Silent, method_frame
+from trilogue.brokers.rabbitmq.link import FRAME_END, Link
 from trilogue.brokers.rabbitmq.messages import record
 from trilogue.brokers.rabbitmq.options import Options
 from trilogue.errors import Unavailable

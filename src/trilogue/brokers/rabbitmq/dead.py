@@ -19,7 +19,8 @@ from msgspec import structs
 from pika import spec
 
 from trilogue.brokers.rabbitmq import topology
-from trilogue.brokers.rabbitmq.link import Channel, Closed, Link, connect, method_frame
+from trilogue.brokers.rabbitmq.channel import Channel, Closed, method_frame
+from trilogue.brokers.rabbitmq.link import Link, connect
 from trilogue.brokers.rabbitmq.messages import Headers, Message, message, record
 from trilogue.brokers.rabbitmq.options import Options
 from trilogue.brokers.rabbitmq.publisher import Publisher

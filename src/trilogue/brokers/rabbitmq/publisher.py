@@ -15,7 +15,8 @@ from collections.abc import Sequence
 
 from pika import spec
 
-from trilogue.brokers.rabbitmq.link import FRAME, FRAME_END, Channel, Link, method_frame
+from trilogue.brokers.rabbitmq.channel import Channel, method_frame
+from trilogue.brokers.rabbitmq.link import FRAME, FRAME_END, Link
 from trilogue.brokers.rabbitmq.messages import Message
 from trilogue.brokers.rabbitmq.options import Options
 from trilogue.errors import LogError, OutcomeUnknown, Rejected, Unavailable

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 
 from pika import spec
 
-from trilogue.brokers.rabbitmq.link import Channel, Closed, Link
+from trilogue.brokers.rabbitmq.channel import Channel, Closed
+from trilogue.brokers.rabbitmq.link import Link
 from trilogue.brokers.rabbitmq.options import Options
 from trilogue.errors import Unavailable
 from trilogue.events import Group
