@@ -776,7 +776,12 @@ async def test_who_has_lost_a_lane_writes_no_effect(url: str) -> None:
         inbox, lane = log.store.inbox, "events[0]"
         place = log._readers["g"]._places_after(out)
         assert await inbox.assigned("g", lane, place[0].epoch + 1) is None
-        work = InTransaction(out, lambda db: db.execute("insert into seen values (1)") or [Settlement(out[0])], lambda _: [])
+
+        def run(db: Any) -> list[Settlement]:
+            db.execute("insert into seen values (1)")
+            return [Settlement(out[0])]
+
+        work = InTransaction(out, run, lambda _: [])
         with pytest.raises(LeaseLost):
             await inbox.settle("g", [work], places=place)
         with pytest.raises(LeaseLost):

@@ -1,13 +1,16 @@
 """Publishing to a real Kafka: where it lands, and one honest outcome each."""
 
 import asyncio
+import logging
 import socket
 
 import pytest
+from confluent_kafka import KafkaError, Producer
 from confluent_kafka.admin import AdminClient, NewTopic
 from kafka_tools import happened, kafka, numbers, publish, readers, receive, run, url
 
 from trilogue.brokers import open_broker
+from trilogue.brokers.kafka.broker import Kafka
 from trilogue.brokers.kafka.settings import read
 from trilogue.errors import BadOption, OutcomeUnknown, Rejected, Unavailable, Unsupported
 from trilogue.events import Envelope, Receipt, event, new_id
@@ -110,7 +113,6 @@ def test_what_the_topic_refuses_is_rejected(url: str) -> None:
 
 
 def test_a_server_that_went_away_leaves_the_outcome_unknown(url: str) -> None:
-    # A relay that stops passing anything: the producer stays connected to nobody.
     async def main() -> None:
         async with kafka(f"{url}&timeout_s=2") as broker:
             await publish(broker, [happened(0)])
@@ -122,14 +124,11 @@ def test_a_server_that_went_away_leaves_the_outcome_unknown(url: str) -> None:
     run(main())
 
 
-def _to_nowhere(broker: object) -> object:
-    from confluent_kafka import Producer
-
+def _to_nowhere(broker: Kafka) -> Producer:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         port = unused.getsockname()[1]
-    settings = broker._settings.producer() | {"bootstrap.servers": f"127.0.0.1:{port}"}  # type: ignore[attr-defined]
-    return Producer(settings, logger=__import__("logging").getLogger("nowhere"))
+    return Producer(broker._settings.producer() | {"bootstrap.servers": f"127.0.0.1:{port}"}, logger=logging.getLogger("nowhere"))
 
 
 def test_a_deleted_topic_is_made_anew(url: str) -> None:
@@ -150,9 +149,7 @@ def test_a_deleted_topic_is_made_anew(url: str) -> None:
 def test_more_than_the_buffer_holds_waits(url: str) -> None:
     async def main() -> None:
         async with kafka(url) as broker:
-            broker._producer._client = broker._producer._client.__class__(
-                broker._settings.producer() | {"queue.buffering.max.messages": 50}
-            )
+            broker._producer._client = Producer(broker._settings.producer() | {"queue.buffering.max.messages": 50})
             receipts = await publish(broker, [happened(n) for n in range(1_000)])
             assert len({(each.partition, each.position) for each in receipts}) == 1_000
 
@@ -161,8 +158,6 @@ def test_more_than_the_buffer_holds_waits(url: str) -> None:
 
 def test_a_producer_that_failed_for_good_is_replaced(url: str) -> None:
     async def main() -> None:
-        from confluent_kafka import KafkaError
-
         async with kafka(url) as broker:
             await publish(broker, [happened(0)])
             broken = broker._producer._client

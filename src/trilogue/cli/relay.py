@@ -50,9 +50,8 @@ async def relay(
     async with opened(Log(source, store)) as log, _published_to(target) as publish:
         await log.bind([reads])
         passing = Relay(log, reads.name, publish, name=here, back=there)
-        say(f"{safe(here)} to {safe(there)}: {', '.join(map(safe, pattern))}, as group {safe(reads.name)}")
-        flush()
-        await _run(passing, log, reads.name, until_idle=until_idle)
+        said = f"{safe(here)} to {safe(there)}: {', '.join(map(safe, pattern))}, as group {safe(reads.name)}"
+        await _run(passing, log, reads.name, said, until_idle=until_idle)
         note(f"{passing.passed:,} passed on")
 
 
@@ -72,11 +71,13 @@ async def _published_to(url: str) -> AsyncIterator[Publish]:
         await log.close()
 
 
-async def _run(passing: Relay, log: Store, group: str, *, until_idle: bool) -> None:
+async def _run(passing: Relay, log: Store, group: str, said: str, *, until_idle: bool) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    say(said)
+    flush()
     tasks = [asyncio.create_task(passing.run()), asyncio.create_task(stop.wait())]
     if until_idle:
         tasks.append(asyncio.create_task(_idle(log, group)))
