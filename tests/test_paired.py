@@ -438,6 +438,23 @@ async def test_held_and_not_acknowledged_is_held_once(server: FakeServer, url: s
 
 
 @ran
+async def test_held_worked_off_and_never_acknowledged_does_not_come_behind_the_others(server: FakeServer, url: str) -> None:
+    async with opened(server, url, group()) as log:
+        await log.publish([envelope(n) for n in range(3)])
+        out = await take(log, 3)
+        inbox = log.store.inbox
+        await inbox.settle("g", [Settlement(out[0], "retry")])
+        await inbox.divert("g", out[1:])  # and dies, before any of it is acknowledged
+        async with opened(server, url, group()) as other:
+            await log.leave()
+            (first,) = await take(other, 1)
+            assert numbers([first]) == [0]
+            await answer(other, [first])
+            assert (await inbox.divert("g", [out[0]])).held == [True]
+            assert await rest(other) == [1, 2]
+
+
+@ran
 async def test_keys_another_process_holds_are_not_overtaken(server: FakeServer, url: str) -> None:
     """The process that gets a lane learns what its former owner had put into the store."""
     async with opened(server, url, group()) as one, opened(server, url, group(), work=False) as two:

@@ -19,7 +19,7 @@ ROOT = Path(trilogue.__file__).parent
 LAYERS = (
     "errors", "urls", "durations", "patterns", "retry", "events", "ports",
     "sealing", "codec", "aggregate", "gate", "handlers", "outcomes", "process", "instances", "projection", "features",
-    "stores", "brokers", "builds", "schema", "runner", "watch", "follower", "projections",
+    "stores", "relay", "brokers", "builds", "schema", "runner", "watch", "follower", "projections",
     "router", "rehydrate", "deciding", "stream", "history", "privacy", "reading", "sync", "app",
     "",  # "" is the package's own __init__: whatever comes after it uses public names only
     "testing", "conformance", "bench", "apps", "cli", "__main__",

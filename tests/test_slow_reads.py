@@ -71,14 +71,15 @@ class Mess:
         async with self.bench:
             store = await self.bench.open(group(G, ordered=self.ordered))
             troubles = [self.publish(store), self.redrive(store), self.come_and_go(), self.pause(store)]
-            working = asyncio.create_task(self.work(store, lambda: False))
+            over = asyncio.Event()
+            working = asyncio.create_task(self.work(store, over.is_set))
             await asyncio.gather(*troubles)
             self.quiet = True
             while len(self.done) < self.published:
                 await store.redrive(G)
                 await asyncio.sleep(0.01)
-            working.cancel()
-            await asyncio.gather(working, return_exceptions=True)
+            over.set()
+            await working
             assert await store.idle([G])
         assert len(set(self.done)) == len(self.done) == self.published
         for key in KEYS[:-1] if self.ordered else ():
@@ -136,11 +137,11 @@ class Mess:
     async def come_and_go(self) -> None:
         for _ in range(3):
             other = await self.bench.open(group(G, ordered=self.ordered))
-            ends = False
-            working = asyncio.create_task(self.work(other, lambda: ends))  # noqa: B023: awaited before it changes
+            ends = asyncio.Event()
+            working = asyncio.create_task(self.work(other, ends.is_set))
             for _ in range(5):
                 await self.some_turns()
-            ends = True
+            ends.set()
             await working
             await self.bench.close(other)
 

@@ -1,12 +1,16 @@
 """Each service's handler, called directly with a database in memory."""
 
 import math
+import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import apsw
+import psycopg
 import pytest
+from services import postgresql_database
 
 from trilogue.apps.video import analytics, badge, notification, ranking, recommendation, user
 from trilogue.apps.video.cowatch import NEIGHBOURS, TOP, WANTS, Title, best, learn, want
@@ -14,6 +18,21 @@ from trilogue.apps.video.events import RecommendationUpdated, WatchStarted, as_u
 from trilogue.apps.video.platform import SERVICES
 
 MONDAY = datetime(2026, 1, 5, 12, tzinfo=UTC)
+
+
+class PostgresDb:
+    """What a handler sees as `db`, in a transaction of PostgreSQL."""
+
+    def __init__(self, url: str) -> None:
+        self.connection = psycopg.connect(url)
+
+    def execute(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        cursor = self.connection.execute(sql.replace("?", "%s"), values)
+        return cursor.fetchall() if cursor.description else []
+
+    def executemany(self, sql: str, rows: Sequence[Sequence[Any]]) -> None:
+        if rows:
+            self.connection.cursor().executemany(sql.replace("?", "%s"), rows)
 
 
 class MemoryDb:
@@ -85,6 +104,27 @@ def counted(db: MemoryDb, name: str) -> dict[str, list[tuple[Any, ...]]]:
 
 def rounded(row: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(round(value, 6) if isinstance(value, float) else value for value in row)
+
+
+@pytest.mark.parametrize("name", ["ranking", "recommendation"])
+def test_two_workers_on_a_server_do_not_write_over_each_other(name: str) -> None:
+    [(handler, _, _)] = SERVICES[name].handlers
+    with postgresql_database() as url, ThreadPoolExecutor(1) as second_worker:
+        first, second, look = PostgresDb(url), PostgresDb(url), PostgresDb(url)
+        look.connection.autocommit = True
+        for create in SERVICES[name].setups:
+            create(look)
+        handler([watch("ana")], first)
+        other = second_worker.submit(handler, [watch("bo")], second)
+        waiting = "select count(*) from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database()"
+        while look.execute(waiting) == [(0,)] and not other.done():
+            time.sleep(0.005)
+        first.connection.commit()
+        other.result(30)
+        second.connection.commit()
+        assert look.execute(f"select watches from {name}_titles where video = 'v1'") == [(2,)]
+        for db in (first, second, look):
+            db.connection.close()
 
 
 def test_taste_fades_by_half_in_thirty_days(db: MemoryDb) -> None:

@@ -474,7 +474,8 @@ def lane_of(record: Record) -> str:
 def _first_of_each(deliveries: Sequence[Delivery], limit: int) -> list[Delivery]:
     """At most `limit` of them in order, the first of each key before what follows it: many keys go on rather than one far."""
     seen: set[str] = set()
-    heads, rest = [], []
+    heads: list[Delivery] = []
+    rest: list[Delivery] = []
     for delivery in deliveries:
         key = delivery.record.key
         (rest if key in seen else heads).append(delivery)

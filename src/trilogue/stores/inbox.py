@@ -2,7 +2,7 @@
 
 trilogue_groups.inbox   position last given        trilogue_held    position | key | state, due, attempt | record, record_id
 trilogue_state          "lane:GROUP"  topic[0]     [epoch, next, finished]     where a group with effects is in a lane
-                        "seen:GROUP"  event id                                 effects that have happened, for a while
+                        "seen:GROUP"  event id      for a day: what was taken over, or had its effect; delivered again, it is over
 
     fresh from the broker ──goes well──▶ acknowledged, nothing is written
                           ──fails──────▶ a held row that carries its record, then acknowledged
@@ -99,13 +99,18 @@ class Inbox:
 # ── held records ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def hold(sql: Sql, group_id: int, settlements: Sequence[Settlement], now_us: int, *, ordered: bool) -> int:
-    """Make a held row of each, in this order; one that is held already stays as it is. Returns the last position given."""
-    last: int = sql.rows(
-        "update trilogue_groups set inbox = inbox + ? where id = ? returning inbox", (len(settlements), group_id)
-    )[0][0]
+def hold(sql: Sql, group: str, group_id: int, settlements: Sequence[Settlement], now_us: int, *, ordered: bool) -> int:
+    """Make a held row of each, in this order; returns the last position given.
+
+    What was taken over before makes none: its broker delivers it again for want of an acknowledgement, maybe when its own row
+    is worked off and those that followed it are not.
+    """
+    seen = _seen_among(sql, f"seen:{group}", [settlement.delivery.record.id for settlement in settlements])
+    fresh = [settlement for settlement in settlements if settlement.delivery.record.id not in seen]
+    update = "update trilogue_groups set inbox = inbox + ? where id = ? returning inbox"
+    last: int = sql.rows(update, (len(fresh), group_id))[0][0]
     rows = []
-    for position, settlement in enumerate(settlements, last - len(settlements) + 1):
+    for position, settlement in enumerate(fresh, last - len(fresh) + 1):
         record = settlement.delivery.record
         slot = position % SLOTS if record.key is None else slot_of(record.key)
         key = record.key if ordered else None
@@ -115,6 +120,7 @@ def hold(sql: Sql, group_id: int, settlements: Sequence[Settlement], now_us: int
         "record_id) values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) on conflict do nothing",
         rows,
     )
+    _note_seen(sql, group, {settlement.delivery.record.id for settlement in fresh}, now_us)
     return last
 
 
@@ -123,13 +129,9 @@ def divert(sql: Sql, group: str, deliveries: Sequence[Delivery], now_us: int) ->
     group_id = group_id_of(sql, group)
     there = _held_among(sql, group_id, {delivery.record.key for delivery in deliveries} - {None})
     held = [delivery.record.key in there for delivery in deliveries]
-    seen = _seen_among(sql, f"seen:{group}", [delivery.record.id for delivery in deliveries])
-    # Whose effect has happened is gone too, but needs no row, which would let it happen again.
-    behind = [
-        Settlement(d, "release") for d, is_held in zip(deliveries, held, strict=True) if is_held and d.record.id not in seen
-    ]
+    behind = [Settlement(d, "release") for d, is_held in zip(deliveries, held, strict=True) if is_held]
     before: int = sql.rows("select inbox from trilogue_groups where id = ?", (group_id,))[0][0]
-    after = hold(sql, group_id, behind, now_us, ordered=True) if behind else before
+    after = hold(sql, group, group_id, behind, now_us, ordered=True) if behind else before
     return Diverted(held, before, after)
 
 
@@ -186,10 +188,10 @@ def settle(
         emit(sql, types, emits, now_us)
     before: int = sql.rows("select inbox from trilogue_groups where id = ?", (group_id,))[0][0]
     kept = [settlement for settlement in decided.settlements if settlement.verdict != "done"]
-    after = hold(sql, group_id, kept, now_us, ordered=ordered) if kept else before
+    after = hold(sql, group, group_id, kept, now_us, ordered=ordered) if kept else before
     _count_failed(sql, group_id, kept)
     if seen:
-        _note_seen(sql, effects, group, decided.answered, now_us)
+        _note_seen(sql, group, decided.answered, now_us)
     effects.db.appended = False
     return Taken(decided.settlements, decided.again, before, after)
 
@@ -268,14 +270,18 @@ def _seen_among(sql: Sql, owner: str, ids: Sequence[str]) -> set[str]:
     return found
 
 
-def _note_seen(sql: Sql, effects: Effects, group: str, ids: Collection[str], now_us: int) -> None:
+def _note_seen(sql: Sql, group: str, ids: Collection[str], now_us: int) -> None:
     """From now on the store answers for these: a broker that delivers one again changes nothing."""
     owner = f"seen:{group}"
     sql.many(
         "insert into trilogue_state (owner, id, at_us, body) values (?, ?, ?, ?) on conflict (owner, id) do nothing",
         [(owner, id, now_us, b"") for id in sorted(ids)],
     )
-    effects.db.forget_states(owner, now_us - SEEN_US, 2 * len(ids))
+    sql.rows(
+        "delete from trilogue_state where (owner, id) in (select owner, id from trilogue_state where owner = ? and at_us < ? "
+        "order by at_us limit ?)",
+        (owner, now_us - SEEN_US, 2 * len(ids)),
+    )
 
 
 # ── places ───────────────────────────────────────────────────────────────────────────────────────────────────────────

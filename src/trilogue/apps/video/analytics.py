@@ -35,7 +35,7 @@ def reset(db: Db) -> None:
 
 
 # 25 attempts: with three in ten failing, one watch in 10^13 would be given up.
-@router.on("video.*", group="analytics", order=None, retry=Retry(25, "20ms..1s"), batch=500, reset=reset)
+@router.on("video.*", group="analytics", order=None, retry=Retry(25, "20ms..1s"), batch=500, db_limit="2s", reset=reset)
 def count(watches: list[WatchStarted], db: Db) -> None:
     """Count each watch by title, hour (of time, not of the day) and genre."""
     watches = fresh(db, "analytics", watches)

@@ -49,7 +49,7 @@ def reset(db: Db) -> None:
         db.execute(f"delete from badge_{name}")
 
 
-@router.on(group="badge", retry=Retry(25, "20ms..1s"), batch=500, reset=reset)
+@router.on(group="badge", retry=Retry(25, "20ms..1s"), batch=500, db_limit="2s", reset=reset)
 def award(watches: list[WatchStarted], db: Db) -> None:
     """Count each new film of a user and award what it earns."""
     films = _first_seen(db, fresh(db, "badge", watches))

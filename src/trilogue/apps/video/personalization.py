@@ -60,7 +60,7 @@ def reset(db: Db) -> None:
     db.execute("delete from streaming_profiles")
 
 
-@router.on(group="personalization_ml", retry=Retry(25, "20ms..1s"), batch=200, reset=reset)
+@router.on(group="personalization_ml", retry=Retry(25, "20ms..1s"), batch=200, db_limit="2s", reset=reset)
 def learn(events: list[StreamingStarted | QualityChanged], db: Db) -> list[RecommendationUpdated]:
     """Take in what users chose; who started something gets new recommendations."""
     events = [events[n] for n in fresh_ids(db, "personalization", [f"{e.session} {as_us(e.at)}" for e in events])]

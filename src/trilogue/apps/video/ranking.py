@@ -37,7 +37,7 @@ def reset(db: Db) -> None:
 
 
 # No order asked for: sums do not care.
-@router.on(group="ranking", order=None, retry=Retry(25, "20ms..1s"), batch=500, reset=reset)
+@router.on(group="ranking", order=None, retry=Retry(25, "20ms..1s"), batch=500, db_limit="2s", reset=reset)
 def rank(watches: list[WatchStarted], db: Db) -> None:
     """Add each watch to its title."""
     take_turn(db, "ranking")

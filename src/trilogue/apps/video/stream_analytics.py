@@ -56,7 +56,7 @@ def reset(db: Db) -> None:
     db.execute("delete from streaming_sessions")
 
 
-@router.on(group="realtime_analytics", retry=Retry(25, "20ms..1s"), batch=500, reset=reset)
+@router.on(group="realtime_analytics", retry=Retry(25, "20ms..1s"), batch=500, db_limit="2s", reset=reset)
 def observe(events: list[StreamingStarted | QualityChanged | Heartbeat], db: Db) -> None:
     """Note who was seen, and in what quality."""
     sessions = _folded(events)

@@ -34,7 +34,7 @@ def reset(db: Db) -> None:
     db.execute("delete from user_tastes")
 
 
-@router.on(group="user", retry=Retry(25, "20ms..1s"), batch=500, reset=reset)
+@router.on(group="user", retry=Retry(25, "20ms..1s"), batch=500, db_limit="2s", reset=reset)
 def update_taste(watches: list[WatchStarted], db: Db) -> None:
     """Add the genres of each watch to its user's taste."""
     watches = fresh(db, "user", watches)

@@ -119,11 +119,13 @@ class Lanes:
         buffer = self._buffer
         while buffer and len(taken) < limit:
             item = buffer.popleft()
-            if isinstance(item, tuple):
-                item[0].skip_to(item[1])
+            lane = item[0] if isinstance(item, tuple) else lane_of(item)
+            # What is dropped here comes again elsewhere, so its lane must not get past it.
+            if lane.lease.revoked or lane.draining:
                 continue
-            lane = lane_of(item)
-            if not (item.lease.revoked or lane.draining):
+            if isinstance(item, tuple):
+                lane.skip_to(item[1])
+            else:
                 lane.lend(item.record.position)
                 taken.append(item)
 
