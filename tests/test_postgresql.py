@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
+import msgspec
 import psycopg
 import pytest
 from common import run
@@ -20,7 +21,7 @@ from trilogue import App
 from trilogue.cli.main import main as cli
 from trilogue.conformance import PROMISES
 from trilogue.conformance.tools import Bench, answer, drain, effect, envelope, group, numbers, take
-from trilogue.errors import BadOption, LogError, OutcomeUnknown, Rejected, Unavailable, Unsupported
+from trilogue.errors import BadOption, Conflict, LogError, OutcomeUnknown, Rejected, Unavailable, Unsupported
 from trilogue.ports import Query, Store
 from trilogue.stores import open_store, postgresql, postgresql_schema
 from trilogue.stores import postgresql_database as database_module
@@ -507,5 +508,70 @@ def test_keys_of_personal_data_need_a_file(postgresql_url: str, tmp_path: Path, 
                 assert app.keys.unseal(app.keys.seal("u7", b"secret", b""), b"") == b"secret"
             monkeypatch.setenv("TRILOGUE_KEYS", str(file))
         assert file.exists()
+
+    run(main())
+
+
+# ── what is read to be changed ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_states_read_to_be_changed_are_changed_one_after_the_other(postgresql_url: str) -> None:
+    """Effects of two workers run at the same moment; what they keep for the same id is counted exactly all the same."""
+
+    def count(db: Any) -> None:
+        before = int(db.state("counts", "all") or b"0")
+        db.set_state("counts", "all", b"%d" % (before + 1))
+
+    async def work(store: Store, left: list[int]) -> None:
+        while left[0] > 0:
+            deliveries = await store.claim("readers", limit=1, wait_s=0.05)
+            if deliveries:
+                await store.settle("readers", [effect(delivery, count) for delivery in deliveries])
+                left[0] -= len(deliveries)
+
+    async def main() -> None:
+        async with Bench(lambda: open_store(postgresql_url)) as bench:
+            mine = group(has_effects=True, ordered=False)
+            stores = [await bench.open(mine) for _ in range(3)]
+            await stores[0].append([envelope(n) for n in range(120)])
+            left = [120]
+            await asyncio.gather(*(work(store, left) for store in stores))
+            assert await stores[0].state("counts", "all") == b"120"
+
+    run(main())
+
+
+def test_transactions_run_one_after_the_other(postgresql_url: str) -> None:
+    def count(tx: Any) -> None:
+        [(before,)] = tx.execute("select n from counted")
+        tx.execute("update counted set n = ?", (before + 1,))
+
+    async def main() -> None:
+        async with Bench(lambda: open_store(postgresql_url)) as bench:
+            stores = [await bench.open() for _ in range(4)]
+            await stores[0].transact(lambda tx: tx.execute("create table counted as select 0 as n"))
+            await asyncio.gather(*(store.transact(count) for store in stores for _ in range(20)))
+            assert await stores[0].query("select n from counted") == [(80,)]
+
+    run(main())
+
+
+def test_decisions_by_tags_of_many_processes_see_each_other(postgresql_url: str) -> None:
+    """Each takes a seat unless it is taken: no seat is taken twice."""
+
+    async def take_seat(store: Store, seat: int, who: int) -> bool:
+        tag = f"seat:{seat}"
+        sent = [msgspec.structs.replace(envelope(who), tags=(tag,))]
+        try:
+            await store.transact(lambda tx: tx.append(sent, unless=[Query(tags=(tag,))]))
+        except Conflict:
+            return False
+        return True
+
+    async def main() -> None:
+        async with Bench(lambda: open_store(postgresql_url)) as bench:
+            stores = [await bench.open() for _ in range(4)]
+            tries = [take_seat(store, seat, who) for seat in range(10) for who, store in enumerate(stores)]
+            assert sum(await asyncio.gather(*tries)) == 10
 
     run(main())

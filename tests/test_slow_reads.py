@@ -16,7 +16,7 @@ import pytest
 from trilogue.conformance import PROMISES, Promise
 from trilogue.conformance.tools import Bench, envelope, group
 from trilogue.events import Delivery, Settlement
-from trilogue.gate import Gate
+from trilogue.gate import Gate, HeldRow
 from trilogue.ports import Store
 from trilogue.stores import open_store
 from trilogue.stores.sqlite_database import SqliteDatabase
@@ -177,5 +177,36 @@ def test_a_slot_that_comes_while_the_log_is_read_is_not_left_out(tmp_path: Path,
             while found := await first.claim(G, limit=1_000, wait_s=0.05):
                 lent += found
             assert len(lent) == 100
+
+    asyncio.run(main())
+
+
+def test_what_was_read_before_a_slot_was_lost_is_not_lent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its new owner has finished the record, and is gone again, before the answer is here."""
+    original = SqliteDatabase.glance
+
+    async def main() -> None:
+        async with Bench(lambda: open_store(f"sqlite:///{tmp_path}/log.db")) as bench:
+            store: Any = await bench.open(group(G, ordered=False))
+            await store.append([envelope(1)])
+            [delivery] = await store.claim(G, limit=1, wait_s=1)
+            await store.settle(G, [Settlement(delivery, "retry")])
+
+            def finished_elsewhere(sql: Any) -> None:
+                sql.rows("update trilogue_slots set owner = null, epoch = epoch + 1")
+                sql.rows("update trilogue_groups set epoch = epoch + 1, revision = revision + 1")
+                sql.rows("delete from trilogue_held")
+
+            async def glance(self: SqliteDatabase, run: Callable[[Any, Any], Any]) -> Any:
+                found = await original(self, run)
+                if isinstance(found, list) and len(found) == 1 and isinstance(found[0], HeldRow):
+                    monkeypatch.setattr(SqliteDatabase, "glance", original)
+                    await self.write(finished_elsewhere)
+                    await store._worker.attend()
+                return found
+
+            monkeypatch.setattr(SqliteDatabase, "glance", glance)
+            assert await store.claim(G, limit=1, wait_s=0.05) == []
+            assert SqliteDatabase.glance is original
 
     asyncio.run(main())
