@@ -103,7 +103,7 @@ class FakeServer:
             epoch = self._epoch
             lane.epoch = epoch
             if owner.cursors is not None and self.groups[group][0].has_effects and self.positions:
-                progress = await owner.cursors.assigned(group, f"events[{lane.number}]", epoch)
+                progress = await owner.cursors.assigned(group, f"events[{lane.number}]")
                 if progress is not None:
                     lane.acked |= set(range(lane.start, progress.next)) | set(progress.finished)
             if lane.epoch == epoch:  # it was not given to somebody else meanwhile

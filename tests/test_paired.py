@@ -15,8 +15,8 @@ from fake_broker import FakeBroker, FakeServer
 from trilogue import App, Db, Later, Retry, SeekTo, event
 from trilogue.brokers.paired import Paired
 from trilogue.errors import Conflict, LeaseLost, Rejected, Unavailable, Unsupported
-from trilogue.events import Delivery, Envelope, Group, InTransaction, Settlement, new_id
-from trilogue.ports import Feature, Query
+from trilogue.events import Delivery, Envelope, Group, InTransaction, Settlement, new_id, now_us, set_clock
+from trilogue.ports import Feature, Place, Progress, Query
 from trilogue.relay import RELAY, Relay
 from trilogue.stores import open_store
 
@@ -776,7 +776,7 @@ async def test_places_of_effects_outlive_the_brokers_own(url: str) -> None:
         out = await take(log, 2)
         place = log._readers["g"]._places_after(out[1:])
         work = InTransaction(out[1:], lambda db: [Settlement(out[1])], lambda _: [])
-        await log.store.inbox.settle("g", [work], places=place)  # and dies
+        await log.store.inbox.settle("g", [work], places=lambda _: place)  # and dies
         await log.broker.reconnect()
         assert await log.settle("g", [Settlement(out[0])]) == out[:1]
         assert await answer(log, out[1:]) == out[1:]
@@ -792,7 +792,7 @@ async def test_who_has_lost_a_lane_writes_no_effect(url: str) -> None:
         out = await take(log, 1)
         inbox, lane = log.store.inbox, "events[0]"
         place = log._readers["g"]._places_after(out)
-        assert await inbox.assigned("g", lane, place[0].epoch + 1) is None
+        assert (await inbox.assigned("g", lane)).progress is None
 
         def run(db: Any) -> list[Settlement]:
             db.execute("insert into seen values (1)")
@@ -800,10 +800,40 @@ async def test_who_has_lost_a_lane_writes_no_effect(url: str) -> None:
 
         work = InTransaction(out, run, lambda _: [])
         with pytest.raises(LeaseLost):
-            await inbox.settle("g", [work], places=place)
-        with pytest.raises(LeaseLost):
-            await inbox.assigned("g", lane, place[0].epoch)
+            await inbox.settle("g", [work], places=lambda _: place)
         assert await log.query("select n from seen") == []
+
+
+@ran
+async def test_the_later_assignment_wins_whatever_the_clocks_say(url: str) -> None:
+    """A lane goes to and fro between two processes, one of them an hour behind: each can settle once it has come, none after."""
+    server = FakeServer(lanes=1)
+    async with opened(server, url, group(has_effects=True)) as one, opened(server, url) as two:
+        for log in (two, one) * 2:
+            epoch = (await log.store.inbox.assigned("g", "events[0]")).epoch
+            behind = one if log is two else two
+            set_clock(now_us() - 3_600_000_000 if behind is two else None)
+            later = (await behind.store.inbox.assigned("g", "events[0]")).epoch
+            assert later > epoch
+            places = [Place(Progress("events[0]", 0), each) for each in (epoch, later)]
+            with pytest.raises(LeaseLost):
+                await log.store.inbox.settle("g", [], places=lambda _, place=places[0]: [place])
+            await behind.store.inbox.settle("g", [], places=lambda _, place=places[1]: [place])
+    set_clock(None)
+
+
+@ran
+async def test_who_is_refused_and_still_has_its_lane_is_assigned_it_anew(url: str) -> None:
+    """Somebody who had the lane before asked late: the store refuses the one whom the broker gives it, until it asks again."""
+    async with opened(FakeServer(lanes=1), url, group(has_effects=True)) as log:
+        await log.publish([envelope(0)])
+        out = await take(log, 1)
+        await log.store.inbox.assigned("g", "events[0]")  # by the one who was slow
+        work = InTransaction(out, lambda _: [Settlement(out[0])], lambda _: [])
+        assert await log.settle("g", [work]) == out
+        again = await take(log, 1)
+        assert await log.settle("g", [InTransaction(again, lambda _: [Settlement(again[0])], lambda _: [])]) == []
+        await until(lambda: log.idle(["g"]))
 
 
 @ran

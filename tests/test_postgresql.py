@@ -25,7 +25,8 @@ from trilogue.errors import BadOption, Conflict, LogError, OutcomeUnknown, Rejec
 from trilogue.ports import Query, Store
 from trilogue.stores import open_store, postgresql, postgresql_schema
 from trilogue.stores import postgresql_database as database_module
-from trilogue.stores.postgresql import Translator
+from trilogue.stores.postgresql import PgConnection, Translator
+from trilogue.stores.transaction import SqlTransaction
 
 READERS = group()
 
@@ -573,5 +574,53 @@ def test_decisions_by_tags_of_many_processes_see_each_other(postgresql_url: str)
             stores = [await bench.open() for _ in range(4)]
             tries = [take_seat(store, seat, who) for seat in range(10) for who, store in enumerate(stores)]
             assert sum(await asyncio.gather(*tries)) == 10
+
+    run(main())
+
+
+def test_a_decision_by_tags_locks_the_end_of_the_log_first(
+    postgresql_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody, not even who decides nothing, puts a record between the look and the append."""
+    original = SqlTransaction._refuse_newer
+
+    async def main() -> None:
+        async with Bench(lambda: open_store(postgresql_url)) as bench:
+            store = await bench.open()
+            with beside(postgresql_url, autocommit=True) as other:
+                other.execute("set lock_timeout = '100ms'")
+                refused: list[bool] = []
+
+                def look(self: SqlTransaction, query: Query) -> None:
+                    original(self, query)
+                    with pytest.raises(psycopg.errors.LockNotAvailable):
+                        other.execute(APPEND, ("between",))
+                    refused.append(True)
+
+                monkeypatch.setattr(SqlTransaction, "_refuse_newer", look)
+                await store.transact(lambda tx: tx.append([envelope(1)], unless=[Query(tags=("t",))]))
+                assert refused == [True]
+
+    run(main())
+
+
+def test_a_commit_whose_answer_is_lost_is_unknown(postgresql_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = PgConnection.commit
+
+    def lost(self: PgConnection) -> None:
+        original(self)
+        if not self.sql.concerns_others:
+            return  # a renewal of leases
+        monkeypatch.setattr(PgConnection, "commit", original)
+        self.psycopg.close()
+        raise psycopg.OperationalError("server closed the connection unexpectedly")
+
+    async def main() -> None:
+        async with Bench(lambda: open_store(postgresql_url)) as bench:
+            store = await bench.open()
+            monkeypatch.setattr(PgConnection, "commit", lost)
+            with pytest.raises(OutcomeUnknown, match="repeating it with the same id is harmless"):
+                await store.append([envelope(1, id="one")])
+            assert await store.append([envelope(1, id="one")]) == [1]
 
     run(main())

@@ -18,7 +18,7 @@ from trilogue.conformance.tools import Bench, envelope, group
 from trilogue.events import Delivery, Settlement
 from trilogue.gate import Gate, HeldRow
 from trilogue.ports import Store
-from trilogue.stores import open_store
+from trilogue.stores import dead, open_store
 from trilogue.stores.sqlite_database import SqliteDatabase
 
 G = "readers"
@@ -208,5 +208,73 @@ def test_what_was_read_before_a_slot_was_lost_is_not_lent(tmp_path: Path, monkey
             monkeypatch.setattr(SqliteDatabase, "glance", glance)
             assert await store.claim(G, limit=1, wait_s=0.05) == []
             assert SqliteDatabase.glance is original
+
+    asyncio.run(main())
+
+
+def _is_of_a_key(found: Any) -> bool:
+    return isinstance(found, list) and len(found) == 1 and isinstance(found[0], list)
+
+
+async def _with_a_retry(bench: Bench) -> Any:
+    """A store that holds one record of key a, due now."""
+    store: Any = await bench.open(group(G))
+    await store.append([envelope(1, "a")])
+    [delivery] = await store.claim(G, limit=1, wait_s=1)
+    await store.settle(G, [Settlement(delivery, "retry")])
+    return store
+
+
+def test_a_row_that_comes_back_while_its_key_is_read_is_handed_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The look found none; what was learnt since is newer."""
+    original = SqliteDatabase.glance
+
+    async def main() -> None:
+        async with Bench(lambda: open_store(f"sqlite:///{tmp_path}/log.db")) as bench:
+            store = await _with_a_retry(bench)
+            await store._write(lambda sql: sql.rows("update trilogue_held set state = 2"))
+
+            async def glance(self: SqliteDatabase, run: Callable[[Any, Any], Any]) -> Any:
+                found = await original(self, run)
+                if found == [[]]:
+                    monkeypatch.setattr(SqliteDatabase, "glance", original)
+                    await self.write(lambda sql: dead.redrive(sql, G, None))
+                    await store._worker.attend()
+                return found
+
+            monkeypatch.setattr(SqliteDatabase, "glance", glance)
+            lent = await store.claim(G, limit=1, wait_s=1)
+            assert SqliteDatabase.glance is original
+            assert len(lent) == 1
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("key", ["a", None])
+def test_a_claim_cancelled_while_it_reads_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str | None) -> None:
+    original = SqliteDatabase.glance
+
+    async def main() -> None:
+        async with Bench(lambda: open_store(f"sqlite:///{tmp_path}/log.db")) as bench:
+            store: Any = await bench.open(group(G))
+            await store.append([envelope(1, key)])
+            [delivery] = await store.claim(G, limit=1, wait_s=1)
+            await store.settle(G, [Settlement(delivery, "retry")])
+            reached = asyncio.Event()
+
+            async def glance(self: SqliteDatabase, run: Callable[[Any, Any], Any]) -> Any:
+                found = await original(self, run)
+                if _is_of_a_key(found) or (isinstance(found, list) and found and isinstance(found[0], HeldRow)):
+                    reached.set()
+                    await asyncio.sleep(60)
+                return found
+
+            monkeypatch.setattr(SqliteDatabase, "glance", glance)
+            claim = asyncio.create_task(store.claim(G, limit=9, wait_s=1))
+            await reached.wait()
+            claim.cancel()
+            await asyncio.gather(claim, return_exceptions=True)
+            monkeypatch.setattr(SqliteDatabase, "glance", original)
+            assert len(await store.claim(G, limit=1, wait_s=1)) == 1
 
     asyncio.run(main())

@@ -492,6 +492,18 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
+class Assignment:
+    """A lane as it came to a process. epoch: newer than every one before, whatever clocks say; progress: where the group goes
+    on, None if it has never been there."""
+
+    epoch: int
+    progress: Progress | None
+
+
+PlacesAfter = Callable[[Sequence[Delivery]], Sequence[Place]]
+
+
+@dataclass(frozen=True, slots=True)
 class Marks:
     """What tells whether anything about a broker's group has changed. inbox: the position last given to a held record of
     it. revision: grows when dead letters are driven again, when it is paused, or set to another place."""
@@ -533,16 +545,17 @@ class Inbox(Protocol):
         """Put those whose key is held behind its rows."""
 
     async def settle(
-        self, group: str, answers: Sequence[Settlement | InTransaction], *, places: Sequence[Place] = (), seen: bool = False
+        self, group: str, answers: Sequence[Settlement | InTransaction], *, places: PlacesAfter | None = None, seen: bool = False
     ) -> Taken:
         """Write what became of fresh deliveries, effects and emits included.
 
-        seen: recognise events by their ids: a broker delivers again, and keeps twice what was published twice. Raises LeaseLost
-        if a place went to somebody else: nothing happened.
+        places: where the lanes are once some deliveries are finished; called in the transaction, with those that are. seen:
+        recognise events by their ids: a broker delivers again, and keeps twice what was published twice. Raises LeaseLost if a
+        place went to somebody else: nothing happened.
         """
 
-    async def assigned(self, group: str, lane: str, epoch: int) -> Progress | None:
-        """As Cursors.assigned(); raises LeaseLost if somebody newer has the lane."""
+    async def assigned(self, group: str, lane: str) -> Assignment:
+        """A lane came to this process: from now on whoever settles with an older epoch is refused."""
 
     async def start_over(self, group: str, reset: Callable[[Db], None] | None, ends: dict[str, int]) -> None:
         """Forget what is held for a group and where it is. ends: by lane, below which its emits stay off."""
@@ -564,10 +577,10 @@ class InboxStore(Store, Protocol):
 class Cursors(Protocol):
     """Where a paired store keeps the cursors of groups that write through `db`, instead of the broker."""
 
-    async def assigned(self, group: str, lane: str, epoch: int) -> Progress | None:
+    async def assigned(self, group: str, lane: str) -> Progress | None:
         """A lane came to this process; where the group goes on in it, None if it has never been there.
 
-        epoch: grows with every assignment; from now on the store refuses whoever settles with an older one.
+        From now on the store refuses whoever had the lane before.
         """
         ...
 

@@ -15,7 +15,7 @@ PATIENCE_S = 30
 class Beside:
     """Stands for a store beside the broker."""
 
-    async def assigned(self, group: str, lane: str, epoch: int) -> Progress | None:
+    async def assigned(self, group: str, lane: str) -> Progress | None:
         raise NotImplementedError
 
 

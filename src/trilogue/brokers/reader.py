@@ -52,17 +52,26 @@ class _Answers:
 class Reader:
     """One group of one process. places: whether its place is kept in the store; epochs: of its lanes, by name.
 
-    publish: puts what handlers emit on the broker, one outcome each.
+    publish: puts what handlers emit on the broker, one outcome each. rejoin: has its lanes assigned anew.
     """
 
     def __init__(
-        self, broker: Broker, store: InboxStore, group: Group, publish: Publish, *, places: bool, epochs: dict[str, int]
+        self,
+        broker: Broker,
+        store: InboxStore,
+        group: Group,
+        publish: Publish,
+        *,
+        places: bool,
+        epochs: dict[str, int],
+        rejoin: Callable[[Group], Awaitable[None]],
     ) -> None:
         self.group = group
         self.name = group.name
         self.finished = 0
         self._broker, self._store, self._publish = broker, store, publish
         self._places, self._epochs = places, epochs
+        self._rejoin, self._joining = rejoin, asyncio.Lock()
         self._gate = KeyedGate(ordered=group.ordered)
         self._held: list[Delivery] = []
         self._limit = 0
@@ -409,14 +418,17 @@ class Reader:
         """Rows, effects and places in one transaction of the store; then acknowledge."""
         deliveries = [delivery for answer in answers for delivery in deliveries_of(answer)]
         try:
-            places = self._places_after(deliveries)
+            places = self._places_after if self._places else None
             inside = any(isinstance(answer, InTransaction) for answer in answers)
             # By ids also where there are places: what was published again, or emitted again, is at another place.
             taken = await self._store.inbox.settle(self.name, answers, places=places, seen=inside)
         except LeaseLost as error:
             log.info("group %s: %s", self.name, error)
-            await asyncio.sleep(BACKOFF_S)  # until the broker says so too: then they are no longer here
-            self._hand_back(answers)
+            try:
+                await asyncio.sleep(BACKOFF_S)  # until the broker says so too: then they are no longer here
+                await self._join_anew(deliveries)
+            finally:
+                self._hand_back(answers)
             return deliveries
         except BaseException:
             self._hand_back(answers)
@@ -432,9 +444,14 @@ class Reader:
         self.finished += sum(settlement.verdict == "done" for settlement in taken.settlements)
         return await self._broker.acknowledge(self.name, settled)
 
+    async def _join_anew(self, deliveries: Sequence[Delivery]) -> None:
+        """The store has a later assignment than ours, and the broker still gives us the lane: another process was assigned it
+        before us, and slow to say so. Who asks now is the later one again."""
+        async with self._joining:
+            if not self._stopping and any(not delivery.lease.lost for delivery in deliveries):
+                await self._rejoin(self.group)
+
     def _places_after(self, deliveries: Sequence[Delivery]) -> list[Place]:
-        if not self._places:
-            return []
         found = self._broker.progress(self.name, deliveries)
         return [Place(progress, self._epochs.get(progress.lane, -1)) for progress in found]
 

@@ -12,7 +12,7 @@ From then on the rows are claimed, settled, redriven and dropped by the code for
 of its keys, so nothing of a key can come between the look and the row.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -20,7 +20,7 @@ import msgspec
 
 from trilogue.errors import LeaseLost
 from trilogue.events import Delivery, InTransaction, Settlement, now_us
-from trilogue.ports import SLOTS, Db, Diverted, Marks, Place, Progress, Taken
+from trilogue.ports import SLOTS, Assignment, Db, Diverted, Marks, Place, PlacesAfter, Progress, Taken
 from trilogue.stores.append import emit
 from trilogue.stores.database import Database
 from trilogue.stores.dialect import Sql
@@ -55,7 +55,7 @@ class Inbox:
         return await self._write(lambda sql: divert(sql, group, deliveries, now_us()), rows=1 + len(deliveries))
 
     async def settle(
-        self, group: str, answers: Sequence[Settlement | InTransaction], *, places: Sequence[Place] = (), seen: bool = False
+        self, group: str, answers: Sequence[Settlement | InTransaction], *, places: PlacesAfter | None = None, seen: bool = False
     ) -> Taken:
         """Write what became of fresh deliveries, effects and emits included, in one transaction."""
         types = self._db.writer_types
@@ -70,9 +70,9 @@ class Inbox:
         inside = any(isinstance(answer, InTransaction) for answer in answers)
         return await self._write(write, rows=len(answers) + EFFECT_ROWS * inside)
 
-    async def assigned(self, group: str, lane: str, epoch: int) -> Progress | None:
+    async def assigned(self, group: str, lane: str) -> Assignment:
         """A lane came to this process; where the group goes on in it."""
-        return await self._write(lambda sql: assigned(sql, group, lane, epoch))
+        return await self._write(lambda sql: assigned(sql, group, lane))
 
     async def start_over(self, group: str, reset: Callable[[Db], None] | None, ends: dict[str, int]) -> None:
         """Forget what is held for a group and where it is. ends: by lane, below which its emits stay off."""
@@ -166,23 +166,23 @@ def settle(
     effects: Effects,
     group: str,
     answers: Sequence[Settlement | InTransaction],
-    places: Sequence[Place],
+    places: PlacesAfter | None,
     now_us: int,
     *,
     seen: bool,
 ) -> Taken:
-    """Write what became of fresh deliveries: fence, effects, emits, held rows, places.
+    """Write what became of fresh deliveries: effects, places with their fences, emits, held rows.
 
-    places: where the lanes are with this, each fenced by its epoch. seen: an event whose effect has happened is recognised by
-    its id, also where it stands on the log a second time. Raises LeaseLost.
+    places: where the lanes are with what was answered here, which what comes again is not. seen: an event whose effect has
+    happened is recognised by its id, also where it stands on the log a second time. Raises LeaseLost.
     """
     group_id = group_id_of(sql, group)
     ordered = bool(sql.rows("select ordered from trilogue_groups where id = ?", (group_id,))[0][0])
-    for place in places:
-        _keep_place(sql, group, place)
-    decided = _Decided(sql, effects, f"seen:{group}" if seen else None, ordered=ordered)
+    decided = _Decided(sql, effects, group if seen else None, now_us, ordered=ordered)
     for answer in answers:
         decided.add(answer)
+    for place in places([settlement.delivery for settlement in decided.settlements]) if places else ():
+        _keep_place(sql, group, place)
     emits = [envelope for settlement in decided.settlements for envelope in settlement.emits if settlement.verdict == "done"]
     if emits:
         emit(sql, types, emits, now_us)
@@ -190,8 +190,6 @@ def settle(
     kept = [settlement for settlement in decided.settlements if settlement.verdict != "done"]
     after = hold(sql, group, group_id, kept, now_us, ordered=ordered) if kept else before
     _count_failed(sql, group_id, kept)
-    if seen:
-        _note_seen(sql, group, decided.answered, now_us)
     effects.db.appended = False
     return Taken(decided.settlements, decided.again, before, after)
 
@@ -207,16 +205,17 @@ def _count_failed(sql: Sql, group_id: int, kept: Sequence[Settlement]) -> None:
 class _Decided:
     """The final answers, in order. again: what has to be handled anew, because a part of its batch has happened before.
 
-    answered: the ids whose effect has happened here, or is a held row's now.
+    group: where events are recognised by their ids, None elsewhere. failed: the ids that are held rows' now.
     """
 
     sql: Sql
     effects: Effects
-    seen: str | None
+    group: str | None
+    now_us: int
     ordered: bool
     settlements: list[Settlement] = field(default_factory=list)
     again: list[Delivery] = field(default_factory=list)
-    answered: set[str] = field(default_factory=set)
+    failed: set[str] = field(default_factory=set)
     _behind: set[str | None] = field(default_factory=set)
     _later: set[str | None] = field(default_factory=set)
 
@@ -230,22 +229,27 @@ class _Decided:
             final: Sequence[Settlement] = [Settlement(deliveries[0], "release")]
         elif isinstance(answer, Settlement):
             final = [answer]
-            self.answered.add(answer.delivery.record.id)
         else:
             final = self._run(answer)
         if key is not None and final and final[0].holds_key:
             self._behind.add(key)
+        self.failed |= {settlement.delivery.record.id for settlement in final if settlement.verdict != "done"}
         self.settlements += final
 
     def _run(self, work: InTransaction) -> Sequence[Settlement]:
-        happened = self._happened(work)
+        if self.group is None:
+            return self.effects.run(self.sql, work)
+        # Noted before it happens: another process that was given the same event waits here until this has happened, or has not.
+        ids = {delivery.record.id for delivery in work.deliveries} - self.failed
+        noted = _note_seen(self.sql, self.group, ids, self.now_us)
         # One event may have been delivered twice into one batch: the second is finished, the first answers for it.
-        first = {delivery.record.id: delivery for delivery in reversed(work.deliveries) if delivery.record.id not in happened}
+        first = {delivery.record.id: delivery for delivery in reversed(work.deliveries) if delivery.record.id in noted}
         again = [delivery for delivery in work.deliveries if first.get(delivery.record.id) is delivery]
-        if self.seen is None or len(again) == len(work.deliveries):
+        if len(again) == len(work.deliveries):
             final = self.effects.run(self.sql, work)
-            self.answered |= {settlement.delivery.record.id for settlement in final}
+            self._forget(settlement.delivery.record.id for settlement in final if settlement.verdict != "done")
             return final
+        self._forget(noted)
         done = [Settlement(delivery) for delivery in work.deliveries if first.get(delivery.record.id) is not delivery]
         self.again += again
         if self.ordered:
@@ -253,12 +257,9 @@ class _Decided:
         work.settlements = [*done, *(Settlement(delivery, "release") for delivery in again)]
         return done
 
-    def _happened(self, work: InTransaction) -> set[str]:
-        """The ids of those whose effect is there already: the broker delivered them again."""
-        if self.seen is None:
-            return set()
-        ids = [delivery.record.id for delivery in work.deliveries]
-        return _seen_among(self.sql, self.seen, ids) | self.answered.intersection(ids)
+    def _forget(self, ids: Iterable[str]) -> None:
+        """Their effect has not happened after all."""
+        self.sql.many("delete from trilogue_state where owner = ? and id = ?", [(f"seen:{self.group}", id) for id in ids])
 
 
 def _seen_among(sql: Sql, owner: str, ids: Sequence[str]) -> set[str]:
@@ -270,18 +271,21 @@ def _seen_among(sql: Sql, owner: str, ids: Sequence[str]) -> set[str]:
     return found
 
 
-def _note_seen(sql: Sql, group: str, ids: Collection[str], now_us: int) -> None:
-    """From now on the store answers for these: a broker that delivers one again changes nothing."""
-    owner = f"seen:{group}"
-    sql.many(
-        "insert into trilogue_state (owner, id, at_us, body) values (?, ?, ?, ?) on conflict (owner, id) do nothing",
-        [(owner, id, now_us, b"") for id in sorted(ids)],
-    )
+def _note_seen(sql: Sql, group: str, ids: Collection[str], now_us: int) -> set[str]:
+    """From now on the store answers for these: a broker that delivers one again changes nothing. Returns those that are new."""
+    owner, some = f"seen:{group}", sorted(ids)
+    new: set[str] = set()
+    for start in range(0, len(some), LOOK_KEYS):
+        part = some[start : start + LOOK_KEYS]
+        insert = f"insert into trilogue_state (owner, id, at_us, body) values {', '.join(['(?, ?, ?, ?)'] * len(part))}"
+        values = [value for id in part for value in (owner, id, now_us, b"")]
+        new.update(id for (id,) in sql.rows(f"{insert} on conflict (owner, id) do nothing returning id", values))
     sql.rows(
         "delete from trilogue_state where (owner, id) in (select owner, id from trilogue_state where owner = ? and at_us < ? "
         "order by at_us limit ?)",
         (owner, now_us - SEEN_US, 2 * len(ids)),
     )
+    return new
 
 
 # ── places ───────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -295,14 +299,14 @@ class _Kept(msgspec.Struct, array_like=True):
     finished: tuple[int, ...] = ()
 
 
-def assigned(sql: Sql, group: str, lane: str, epoch: int) -> Progress | None:
-    """Fence out who had the lane before, and tell how far it came; raises LeaseLost if somebody newer has it."""
-    kept = _kept(sql, group, lane)
-    if kept is not None and kept.epoch > epoch:
-        raise LeaseLost(f"{lane} of group {group!r} went on to another worker already")
-    was = kept or _Kept(epoch)
-    _put(sql, f"lane:{group}", lane, _Kept(epoch, was.next, was.finished))
-    return None if was.next < 0 and not was.finished else Progress(lane, was.next, was.finished)
+def assigned(sql: Sql, group: str, lane: str) -> Assignment:
+    """Fence out who had the lane before, and tell how far it came; counted here, because clocks of machines differ."""
+    if sql.dialect.state:
+        sql.rows(sql.dialect.state, (f"lane:{group}\x1f{lane}",))  # there may be no row yet that could be locked
+    was = _kept(sql, group, lane) or _Kept(0)
+    _put(sql, f"lane:{group}", lane, _Kept(was.epoch + 1, was.next, was.finished))
+    began = was.next >= 0 or bool(was.finished)
+    return Assignment(was.epoch + 1, Progress(lane, was.next, was.finished) if began else None)
 
 
 def _keep_place(sql: Sql, group: str, place: Place) -> None:
@@ -317,7 +321,8 @@ def _keep_place(sql: Sql, group: str, place: Place) -> None:
 
 
 def _kept(sql: Sql, group: str, lane: str) -> _Kept | None:
-    rows = sql.rows("select body from trilogue_state where owner = ? and id = ?", (f"lane:{group}", lane))
+    select = "select body from trilogue_state where owner = ? and id = ?" + sql.dialect.for_update
+    rows = sql.rows(select, (f"lane:{group}", lane))
     return msgspec.json.decode(rows[0][0], type=_Kept) if rows else None
 
 
@@ -330,8 +335,8 @@ def start_over(sql: Sql, group: str, reset: Callable[[Db], None] | None, db: Db,
     sql.rows("update trilogue_slots set epoch = epoch + 1 where group_id = ?", (group_id,))
     sql.rows("update trilogue_groups set epoch = epoch + 1, revision = revision + 1 where id = ?", (group_id,))
     sql.rows("delete from trilogue_state where owner in (?, ?)", (f"seen:{group}", f"replay:{group}"))
-    for lane, body in _states(sql, f"lane:{group}"):
-        _put(sql, f"lane:{group}", lane, _Kept(msgspec.json.decode(body, type=_Kept).epoch + 1))
+    for lane, _ in _states(sql, f"lane:{group}"):
+        _put(sql, f"lane:{group}", lane, _Kept(assigned(sql, group, lane).epoch))
     for lane, end in ends.items():
         _put(sql, f"replay:{group}", lane, end)
 

@@ -25,8 +25,8 @@ class LaneLease(Lease):
 
     __slots__ = ("lane",)
 
-    def __init__(self, lane: "Assigned", epoch: int, clock: Callable[[], int]) -> None:
-        super().__init__(lane.partition, epoch, 0, clock)
+    def __init__(self, lane: "Assigned", clock: Callable[[], int]) -> None:
+        super().__init__(lane.partition, 0, 0, clock)
         self.lane = lane
 
 
@@ -39,11 +39,11 @@ class Assigned(Lane):
 
     __slots__ = ("back", "committed", "draining", "lease", "moved_s", "name", "partition", "skip", "topic", "trouble")
 
-    def __init__(self, topic: str, partition: int, place: Place, epoch: int, clock: Callable[[], int]) -> None:
+    def __init__(self, topic: str, partition: int, place: Place, clock: Callable[[], int]) -> None:
         super().__init__(place)
         self.topic, self.partition, self.name = topic, partition, lane_name(topic, partition)
         self.skip = frozenset(place.finished)
-        self.lease = LaneLease(self, epoch, clock)
+        self.lease = LaneLease(self, clock)
         self.back: set[int] = set()
         self.draining = False
         self.committed: Place | None = None
@@ -172,11 +172,11 @@ class Lanes:
 
     # ── partitions come and go ───────────────────────────────────────────────────────────────────────────────────────
 
-    def add(self, places: Mapping[Partition, Place], epoch: int, clock: Callable[[], int]) -> None:
+    def add(self, places: Mapping[Partition, Place], clock: Callable[[], int]) -> None:
         """Partitions that are ours from now on."""
         with self._lock:
             for partition, place in places.items():
-                self._ours[partition] = Assigned(*partition, place, epoch, clock)
+                self._ours[partition] = Assigned(*partition, place, clock)
 
     def drain(self, lanes: Sequence[Assigned], limit_s: float, is_stopping: Callable[[], bool]) -> None:
         """Wait a little until what is out of these is finished, so that nobody does it a second time; lend nothing more."""

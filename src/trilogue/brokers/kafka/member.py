@@ -283,12 +283,11 @@ class Member:
 
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         try:
-            epoch = _next_epoch()
-            places = self._places(consumer, partitions, epoch)
+            places = self._places(consumer, partitions)
         except Exception as error:  # raised by the next turn: out of a callback it would not arrive
             self._broken = error
             return
-        self._lanes.add(places, epoch, self._overdue)
+        self._lanes.add(places, self._overdue)
         consumer.incremental_assign([TopicPartition(*partition, place.next) for partition, place in places.items()])
         self._turned_s = time.monotonic()
 
@@ -296,8 +295,8 @@ class Member:
         """The clock of our leases: above 0 once the thread stood still for longer than the broker waits for us."""
         return 1 if time.monotonic() - self._turned_s > self._settings.session_s else 0
 
-    def _places(self, consumer: Consumer, partitions: list[TopicPartition], epoch: int) -> dict[Partition, Place]:
-        kept = self._kept([(each.topic, each.partition) for each in partitions], epoch)
+    def _places(self, consumer: Consumer, partitions: list[TopicPartition]) -> dict[Partition, Place]:
+        kept = self._kept([(each.topic, each.partition) for each in partitions])
         found: dict[Partition, Place] = {}
         for each in consumer.committed(partitions, timeout=ASK_S) if partitions else ():
             partition = (each.topic, each.partition)
@@ -312,7 +311,7 @@ class Member:
                 found[partition] = Place(consumer.get_watermark_offsets(TopicPartition(*partition), timeout=ASK_S)[0])
         return found
 
-    def _kept(self, partitions: Sequence[Partition], epoch: int) -> dict[str, Progress]:
+    def _kept(self, partitions: Sequence[Partition]) -> dict[str, Progress]:
         """Where a store says the group goes on."""
         cursors = self._cursors
         if cursors is None:
@@ -321,7 +320,7 @@ class Member:
         async def ask() -> dict[str, Progress]:
             names = [lane_name(*partition) for partition in partitions]
             # Together, so that the store writes them in one transaction: the broker waits no longer than a session.
-            answers = await asyncio.gather(*(cursors.assigned(self.group.name, name, epoch) for name in names))
+            answers = await asyncio.gather(*(cursors.assigned(self.group.name, name) for name in names))
             return {name: answer for name, answer in zip(names, answers, strict=True) if answer is not None}
 
         return asyncio.run_coroutine_threadsafe(ask(), self._loop).result(min(ASK_S, self._settings.session_s))
@@ -363,18 +362,6 @@ class Member:
             lane = self._lanes.get((each.topic, each.partition))
             if lane is not None and (error is not None or each.error is not None):
                 lane.committed = None
-
-
-class _Epoch:
-    """The newest epoch given out here."""
-
-    last = 0
-
-
-def _next_epoch() -> int:
-    # The wall clock, so that it nearly always grows across processes, too; the store makes sure.
-    _Epoch.last = max(_Epoch.last + 1, time.time_ns() // 1_000)
-    return _Epoch.last
 
 
 def _sentence(error: Exception) -> str:
