@@ -29,7 +29,7 @@ class Sent:
 
 
 QUICK = Retry(3, "1ms")
-ADD = "insert into counts values (?, 1) on conflict do update set n = n + 1"
+ADD = "insert into counts as c values (?, 1) on conflict (name) do update set n = c.n + 1"
 
 
 def run(main: Coroutine[Any, Any, None]) -> None:
@@ -47,7 +47,7 @@ def counting(app: App) -> None:
 
     @app.setup
     def tables(db: Db) -> None:
-        db.execute("create table if not exists counts (user text primary key, n integer not null)")
+        db.execute("create table if not exists counts (name text primary key, n integer not null)")
 
 
 def failing(app: App, error: Callable[[], BaseException], **options: Any) -> list[int]:

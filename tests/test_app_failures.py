@@ -36,7 +36,7 @@ class Mute(Exception):
         (lambda: Later("whenever"), QUICK, [1, 2, 3], "BadOption: duration 'whenever' is not understood"),
         (lambda: Mute(), QUICK, [1, 2, 3], "Mute: "),
         (lambda: ValueError("file \udcff"), QUICK, [1, 2, 3], r"ValueError: file \udcff"),
-        (lambda: ValueError("\x00" + "x" * 10**6), Retry(1), [1], "ValueError: \x00xxx"),
+        (lambda: ValueError("\x00" + "x" * 10**6), Retry(1), [1], "ValueError: \\x00xxx"),
         (lambda: asyncio.CancelledError("a pool closed"), QUICK, [1, 2, 3], "CancelledError: a pool closed"),
         (lambda: BaseExceptionGroup("many", [ValueError("a")]), QUICK, [1, 2, 3], "ExceptionGroup: many"),
         (lambda: TimeoutError(), QUICK, [1, 2, 3], "TimeoutError"),

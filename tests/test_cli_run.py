@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from trilogue import App
+from trilogue.cli import run as run_module
 from trilogue.cli import workers
 from trilogue.cli.load import load_app
 from trilogue.cli.main import main
@@ -191,3 +193,20 @@ def test_workers_that_only_crash_are_given_up(
     assert watched("import sys; open('log', 'a').write('x'); sys.exit(1)", 1) == 1
     assert len((folder / "log").read_text()) == workers.MOST_QUICK_CRASHES
     assert "worker 1 ended with exit code 1: starting it again in 0.001 s" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("url", "store", "reach"),
+    [
+        ("amqp://me:sesame@localhost", "sqlite:///x.db", "with sqlite:///x.db: one machine, several processes"),
+        ("kafka://localhost:9092", "postgresql://localhost/app", "with postgresql://localhost/app: many machines"),
+        ("amqp://localhost", None, "alone: many machines"),
+    ],
+)
+def test_beside_a_broker_the_store_says_how_far_workers_reach(
+    url: str, store: str | None, reach: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_module._say_plan(App(url, store=store, name="shop"), 1)
+    said = capsys.readouterr().out.splitlines()[0]
+    assert reach in said
+    assert "sesame" not in said

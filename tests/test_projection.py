@@ -25,8 +25,8 @@ from trilogue import (
 )
 from trilogue.projection import Tables, View, create_tables, fold_into, physical, projection
 
-COUNTS = {"counts": "user text primary key, n integer not null"}
-ADD_ONE = "insert into {counts} values (?, 1) on conflict do update set n = n + 1"
+COUNTS = {"counts": "name text primary key, n integer not null"}
+ADD_ONE = "insert into {counts} as c values (?, 1) on conflict (name) do update set n = c.n + 1"
 
 
 def count(es: list[Watched], db: Db) -> None:
@@ -267,7 +267,7 @@ def test_an_event_that_cannot_be_decoded_is_parked(url: str) -> None:
             good = app.envelope(Watched("a"))
             await app.publish_many([good, type(good)("bad", "video.watched", b"{}", key="z"), app.envelope(Watched("b"))])
             await app.wait_idle()
-            assert await app.db("select user from counts order by 1") == [("a",), ("b",)]
+            assert await app.db("select name from counts order by 1") == [("a",), ("b",)]
             assert [letter.record.id for letter in await app.store.dead(None)] == ["bad"]
 
     run(main())
@@ -317,7 +317,7 @@ def test_the_erased_are_forgotten_in_order(url: str) -> None:
         def unname(subject: str, db: Db) -> None:
             db.execute("delete from {names} where user = ?", (subject,))
 
-        @app.projection(tables={"names": "user text"}, erased=unname)
+        @app.projection(tables={"names": "name text"}, erased=unname)
         def names(e: Watched, db: Db) -> None:
             db.execute("insert into {names} values (?)", (e.user,))
 

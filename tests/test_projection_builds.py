@@ -27,8 +27,8 @@ from trilogue import (
     projections,
 )
 
-COUNTS = {"counts": "user text primary key, n integer not null"}
-ADD_ONE = "insert into {counts} values (?, 1) on conflict do update set n = n + 1"
+COUNTS = {"counts": "name text primary key, n integer not null"}
+ADD_ONE = "insert into {counts} as c values (?, 1) on conflict (name) do update set n = c.n + 1"
 BY_TEN = ADD_ONE.replace("(?, 1)", "(?, 10)").replace("n + 1", "n + 10")
 
 
@@ -155,7 +155,7 @@ def test_tables_that_change_without_the_version_are_refused(file_url: str) -> No
     async def main() -> None:
         async with app_with(file_url):
             pass
-        for options in ({"tables": {"counts": "user text primary key, n integer"}}, {"indexes": ("counts(n)",)}):
+        for options in ({"tables": {"counts": "name text primary key, n integer"}}, {"indexes": ("counts(n)",)}):
             with pytest.raises(BadOption, match="raise it to version=2"):
                 async with app_with(file_url, **options):
                     pass
@@ -280,8 +280,8 @@ def test_other_columns_are_compared_where_both_have_them(file_url: str) -> None:
         async with app_with(file_url).running() as app:
             await app.publish_many([Watched("a"), Watched("b")])
             await app.wait_idle()
-        wider = {"counts": "user text primary key, n integer not null, more text default 'x'"}
-        sql = ADD_ONE.replace("values", "(user, n) values")
+        wider = {"counts": "name text primary key, n integer not null, more text default 'x'"}
+        sql = ADD_ONE.replace("values", "(name, n) values")
         async with app_with(file_url, version=2, tables=wider, sql=sql, switch="manual").running() as app:
             await app.wait_idle()
             [same] = await app.compare("counts")
@@ -666,10 +666,10 @@ def test_a_handler_that_goes_on_after_its_sql_was_undone_folds_nothing(file_url:
         async with app_that(swallows=True).running() as app:
             status = await until(lambda s: s.state == "failed", app)
             assert (status.position, "let the error of that statement through" in status.error) == (5, True)
-            assert await app.db("select user, n from counts_b2 order by 1") == [(f"u{n}", 1) for n in range(5)]
+            assert await app.db("select name, n from counts_b2 order by 1") == [(f"u{n}", 1) for n in range(5)]
         async with app_with(file_url, version=2).running() as app:
             await app.wait_idle()
-            assert await app.db("select user, n from counts order by 1") == [(f"u{n}", 1) for n in range(10)]
+            assert await app.db("select name, n from counts order by 1") == [(f"u{n}", 1) for n in range(10)]
 
     run(main())
 

@@ -788,3 +788,48 @@ def test_after_its_block_a_world_is_over(url: str) -> None:
             await world.settle()
 
     run(main())
+
+
+# ── on a broker ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("store", ["sqlite:///x.db", None])
+@pytest.mark.parametrize("broker", ["amqp://127.0.0.1:1", "kafka://127.0.0.1:1"])
+def test_an_app_on_a_broker_is_tested_without_one(broker: str, store: str | None) -> None:
+    app = App(broker, store=store)
+    seen = seen_by(app, order=None, retry=HOURLY)
+    real = app.store
+
+    async def main() -> None:
+        async with simulated(app) as world:
+            world.fail("g")
+            await world.publish(Watched("u1", "v1"))
+            await world.settle()
+            assert (seen, len(await world.held("g"))) == ([], 1)
+            await world.advance("1h")
+            assert (seen, await world.published(Won)) == (["v1"], [Won("u1", "v1")])
+        assert app.store is real
+        with pytest.raises(BadOption, match="keeps its own time"):
+            async with simulated(app, broker):
+                pass
+
+    run(main())
+
+
+def test_an_app_on_postgresql_is_tested_there_or_in_memory(postgresql_url: str) -> None:
+    app = App(postgresql_url)
+    seen = seen_by(app, retry=HOURLY)
+
+    async def main() -> None:
+        for url in (None, "memory://"):
+            async with simulated(app, url) as world:
+                world.fail("g")
+                await world.publish(Watched("u1", "v1"))
+                await world.settle()
+                assert seen == []
+                world.crash_after("g")
+                await world.advance("1h")
+                assert seen == ["v1", "v1"]
+                seen.clear()
+
+    run(main())

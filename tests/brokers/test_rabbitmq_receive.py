@@ -384,3 +384,25 @@ def test_changed_returns_when_something_arrives_and_when_something_is_finished()
                 await asyncio.wait_for(waiting, 10)
 
     run(main())
+
+
+def test_a_binding_left_behind_brings_nothing() -> None:
+    """RabbitMQ does not tell what a queue is bound to: patterns a group no longer has still bring events to it."""
+
+    async def main() -> None:
+        with rabbitmq_vhost() as url:
+            async with opened(url, Group("readers", ("video.#", "thing.#"))) as broker:
+                await broker.unbind("readers")
+                await broker.bind([Group("readers", ("thing.#",))], cursors=PAIRED)
+                await published(broker, [envelope(0), envelope(1), envelope(2, "thing.made"), envelope(3)])
+                got = await taken(broker, "readers", 1)
+                assert numbers(got) == [2]
+                assert await broker.acknowledge("readers", got) == []
+                await until(lambda: _is_empty(broker))
+                assert await broker.receive("readers", limit=10, wait_s=0) == []
+
+    async def _is_empty(broker: RabbitMQ) -> bool:
+        [lane] = await broker.lanes("readers")
+        return (lane.lag, lane.in_flight) == (0, 0)
+
+    run(main())

@@ -17,7 +17,7 @@ def record(offset: int, id: str | None = None, key: str = "k") -> Record:
 def test_a_lane_that_is_about_to_go_does_not_get_past_what_is_dropped() -> None:
     """Records that waited were dropped while a partition was drained, and one nobody wanted behind them moved its place on."""
     lanes = Lanes("g")
-    lanes.add({("t", 0): lane.Place(10)}, 1, lambda: 0)
+    lanes.add({("t", 0): lane.Place(10)}, lambda: 0)
     (ours,) = lanes.all()
     lanes.put([Delivery(record(10), "g", ours.lease), (ours, 12)])
     lanes.drain([ours], 0.0, lambda: False)

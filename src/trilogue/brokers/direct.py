@@ -393,6 +393,21 @@ class Direct(Refused):
                 groups.append(await self._group_status(broker, name))
         return Status(self.url, 0, 0, {}, 0, 0, groups)
 
+    @property
+    def lists_groups(self) -> bool:
+        """Whether the broker tells of groups that nobody here has named: RabbitMQ does not."""
+        return self._in_place
+
+    async def group(self, name: str) -> GroupStatus:
+        """One group, bound here or not; raises UnknownEvent."""
+        broker = self._opened()
+        await self._check_known(name)
+        if not await broker.lanes(name):
+            raise UnknownEvent(f"there is no group {name!r} on {self.url}")
+        return await self._group_status(broker, name)
+
     async def _group_status(self, broker: Broker, name: str) -> GroupStatus:
-        dead = len(await broker.dead(name, limit=COUNTED_DEAD))
+        dead = 0
+        with contextlib.suppress(UnknownEvent):  # a group of a program with a store beside the broker keeps none here
+            dead = len(await broker.dead(name, limit=COUNTED_DEAD))
         return status_of(name, self._readings.get(name), await broker.lanes(name), dead)

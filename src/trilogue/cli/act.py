@@ -18,7 +18,7 @@ from cyclopts import Parameter
 from trilogue import SeekTo
 from trilogue.builds import refuse_replay
 from trilogue.cli.load import load_app
-from trilogue.cli.log import DEFAULT_LOG, GroupName, Log, group_status, near, opened
+from trilogue.cli.log import DEFAULT_LOG, GroupName, Log, check_lists_groups, find_group, group_status, near, opened
 from trilogue.cli.output import note, safe, say, stamp
 from trilogue.cli.show import PAGE, Position, letters_at
 from trilogue.durations import microseconds
@@ -75,8 +75,9 @@ async def _chosen(store: Store, positions: tuple[int, ...], group: str | None, a
         raise BadOption("which dead letters? give positions, --group NAME, or --all")
     if positions and all:
         raise BadOption("positions and --all contradict each other: leave one of them out")
-    status = await store.status()
-    groups = [group_status(status, group)] if group is not None else list(status.groups)
+    if group is None:
+        check_lists_groups(store)
+    groups = [await find_group(store, group)] if group is not None else list((await store.status()).groups)
     if positions:
         return await _at(store, group, positions)
     choices = [_Choice(each.name, None, each.dead + each.parked) for each in groups if each.dead + each.parked]

@@ -15,8 +15,8 @@ from cyclopts import Parameter
 from trilogue import App
 from trilogue.brokers import is_broker
 from trilogue.cli.load import load_app
-from trilogue.cli.log import Json, Log
-from trilogue.cli.output import redacted, safe, say, say_json, say_table
+from trilogue.cli.log import Json, Log, where, workers
+from trilogue.cli.output import safe, say, say_json, say_table
 from trilogue.cli.run import Spec
 from trilogue.durations import readable
 from trilogue.errors import BadOption
@@ -65,21 +65,6 @@ def _fields(app: App, log: Store, cannot: Sequence[Need]) -> dict[str, Any]:
         "cannot": [_sentence(need) for need in cannot],
         "remarks": _remarks(app, log),
     }
-
-
-def where(log: Store) -> str:
-    """The URL of a log as it may be shown, with the store beside it."""
-    if not is_broker(log.url):
-        return redacted(log.url)
-    beside = getattr(log, "store", None)
-    return f"{redacted(log.url)} alone" if beside is None else f"{redacted(log.url)} with {redacted(beside.url)}"
-
-
-def workers(log: Store) -> str:
-    """Where the processes of a program may run."""
-    if Feature.MACHINES in log.features:
-        return "many machines"
-    return "one machine, several processes" if Feature.SHARED in log.features else "one process"
 
 
 def _group(sub: Subscription, log: Store) -> dict[str, Any]:

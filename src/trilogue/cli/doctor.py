@@ -16,8 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from trilogue.cli.describe import where, workers
-from trilogue.cli.log import DEFAULT_LOG, Json, Log, check_reachable
+from trilogue.cli.log import DEFAULT_LOG, Json, Log, check_reachable, where, workers
 from trilogue.cli.output import redacted, safe, say, say_json
 from trilogue.cli.show import size
 from trilogue.durations import readable

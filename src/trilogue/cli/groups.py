@@ -15,7 +15,7 @@ from cyclopts import Parameter
 from trilogue.brokers import is_broker
 from trilogue.builds import projection_of
 from trilogue.cli.act import Yes, confirm
-from trilogue.cli.log import DEFAULT_LOG, Json, Log, group_status, opened
+from trilogue.cli.log import DEFAULT_LOG, Json, Log, check_lists_groups, find_group, opened
 from trilogue.cli.output import note, safe, say, say_json, say_table
 from trilogue.cli.show import state_of
 from trilogue.errors import BadOption, TrilogueError, Unsupported
@@ -29,6 +29,7 @@ Name = Annotated[str, Parameter(help="As `status` shows it.")]
 async def groups_list(*, json: Json = False, log: Log = DEFAULT_LOG) -> None:
     """List every group: what it reads, how far it is, what it holds back, who works for it."""
     async with opened(log) as store:
+        check_lists_groups(store)
         found = [(each, await _cursor(store, each.name)) for each in (await store.status()).groups]
     if json:
         say_json([_fields(each, cursor) for each, cursor in found])
@@ -93,7 +94,7 @@ async def groups_rename(
         raise Unsupported(_how_on_a_broker(log.url, old, new))
     _refuse_projection(old, "a new build gives it its next one")
     async with opened(log) as store:
-        _at_rest(group_status(await store.status(), old))
+        _at_rest(await find_group(store, old))
         await store.transact(lambda tx: _rename(tx, old, new))
     say(f"group {safe(old)}: is {safe(new)} now")
 
@@ -119,7 +120,7 @@ def _how_on_a_broker(url: str, old: str, new: str) -> str:
 async def groups_drop(group: Name, /, *, yes: Yes = False, log: Log = DEFAULT_LOG) -> None:
     """Forget a group: its place on the log and its dead letters. What it wrote and the log itself stay."""
     async with opened(log) as store:
-        there = group_status(await store.status(), group)
+        there = await find_group(store, group)
         _at_rest(there)
         note(f"group {safe(group)} would be dropped: lag {there.lag:,}, dead letters {there.dead + there.parked:,}")
         confirm(yes, "drop")
@@ -136,7 +137,7 @@ async def pause(group: Name, /, *, log: Log = DEFAULT_LOG) -> None:
     """Lend a group nothing until `resume`, in no process; what is being handled is finished. Survives restarts."""
     _refuse_projection(group, f"use `trilogue projections pause {projection_of(group)}`")
     async with opened(log) as store:
-        there = group_status(await store.status(), group)
+        there = await find_group(store, group)
         await store.pause(group)
     say(f"group {safe(group)}: paused{' already' if there.paused else ''}")
 
@@ -145,7 +146,7 @@ async def resume(group: Name, /, *, log: Log = DEFAULT_LOG) -> None:
     """Let a paused group go on."""
     _refuse_projection(group, f"use `trilogue projections resume {projection_of(group)}`")
     async with opened(log) as store:
-        there = group_status(await store.status(), group)
+        there = await find_group(store, group)
         await store.resume(group)
     say(f"group {safe(group)}: {'goes on' if there.paused else 'was not paused'}")
 

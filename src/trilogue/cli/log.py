@@ -13,10 +13,11 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from trilogue.brokers import DEFAULT_STORE, open_log
-from trilogue.errors import Unavailable, UnknownEvent, Unsupported
+from trilogue.brokers import DEFAULT_STORE, is_broker, open_log
+from trilogue.brokers.direct import Direct
+from trilogue.errors import BadOption, Unavailable, UnknownEvent, Unsupported
 from trilogue.ports import Feature, GroupStatus, Query, Status, Store
-from trilogue.urls import split
+from trilogue.urls import redacted, split
 
 DEFAULT_URL = "sqlite:///trilogue.db"
 
@@ -77,6 +78,21 @@ def check_reachable(store: Store, *, create: bool) -> None:
         raise Unavailable(f"there is no log at {behind.path}: publish something, or say where it is with {options}")
 
 
+def where(log: Store) -> str:
+    """The URL of a log as it may be shown, with the store beside it."""
+    if not is_broker(log.url):
+        return redacted(log.url)
+    beside = getattr(log, "store", None)
+    return f"{redacted(log.url)} alone" if beside is None else f"{redacted(log.url)} with {redacted(beside.url)}"
+
+
+def workers(log: Store) -> str:
+    """Where the processes of a program may run."""
+    if Feature.MACHINES in log.features:
+        return "many machines"
+    return "one machine, several processes" if Feature.SHARED in log.features else "one process"
+
+
 def near(name: str, names: Iterable[str], *, likeness: float = 0.6) -> str:
     """` did you mean 'x'?` for the nearest of the names, or nothing. likeness: how near it must be, up to 1.
 
@@ -95,6 +111,17 @@ async def type_question(store: Store, type: str) -> str | None:
     if await store.read(Query(types=(type,), reverse=True, limit=1)):
         return None
     return near(type, (await store.status()).types, likeness=0.8)
+
+
+async def find_group(store: Store, name: str) -> GroupStatus:
+    """The group of that name; raises UnknownEvent. Asked for by its name, because RabbitMQ alone lists none."""
+    return await store.group(name) if isinstance(store, Direct) else group_status(await store.status(), name)
+
+
+def check_lists_groups(store: Store) -> None:
+    """Raise BadOption where nobody can tell which groups there are, so that one has to be named."""
+    if isinstance(store, Direct) and not store.lists_groups:
+        raise BadOption(f"{store.url} alone does not list its groups: name one with --group")
 
 
 def group_status(status: Status, name: str) -> GroupStatus:

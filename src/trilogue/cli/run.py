@@ -15,7 +15,10 @@ from cyclopts import Parameter
 from cyclopts.validators import Number
 
 from trilogue import App
+from trilogue.brokers import is_broker
 from trilogue.cli.load import load_app
+from trilogue.cli.log import where
+from trilogue.cli.log import workers as workers_of
 from trilogue.cli.output import flush, safe, safe_lines, say, say_table
 from trilogue.cli.workers import MOST_WORKERS, is_worker, parent_gone, run_workers, worker_command
 
@@ -64,7 +67,9 @@ async def _run_watched(app: App) -> None:
 
 def _say_plan(app: App, workers: int) -> None:
     several = f", {workers} processes" if workers > 1 else ""
-    say(f"{safe(app.name)} at {safe(app.store.url)} (survives {app.store.durability}{several})")
+    # Beside a broker the store decides how far the workers reach.
+    reach = f": {workers_of(app.store)}" if is_broker(app.store.url) else ""
+    say(f"{safe(app.name)} at {safe(where(app.store))}{reach} (survives {app.store.durability}{several})")
     groups = [each.group for each in app.subscriptions]
     rows = [(each.name, ", ".join(each.patterns), "per key" if each.ordered else "any") for each in groups]
     say_table(("group", "pattern", "order"), rows)

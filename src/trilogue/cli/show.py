@@ -13,7 +13,7 @@ from cyclopts import Parameter
 from cyclopts.validators import Number
 
 from trilogue.cli.load import load_app
-from trilogue.cli.log import DEFAULT_LOG, GroupName, Json, Log, group_status, opened, type_question
+from trilogue.cli.log import DEFAULT_LOG, GroupName, Json, Log, check_lists_groups, find_group, opened, type_question
 from trilogue.cli.output import (
     clear_screen,
     flush,
@@ -244,8 +244,10 @@ async def dead_list(
 ) -> None:
     """List the records that groups gave up on."""
     async with opened(log) as store:
-        if group is not None:
-            group_status(await store.status(), group)
+        if group is None:
+            check_lists_groups(store)
+        else:
+            await find_group(store, group)
         letters = await store.dead(group, after=after, limit=limit)
     if json:
         say_json([_letter_fields(letter) for letter in letters])
@@ -264,7 +266,7 @@ async def dead_show(position: Position, /, *, group: GroupName = None, json: Jso
     """Show one dead letter whole: its payload, the error and where it was raised."""
     async with opened(log) as store:
         if group is not None:
-            group_status(await store.status(), group)
+            await find_group(store, group)
         letter = _only(await letters_at(store, group, position), position)
     if json:
         say_json(_letter_fields(letter))

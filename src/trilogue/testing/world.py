@@ -17,6 +17,7 @@ from datetime import datetime
 from typing import Any, TypeVar, cast, overload
 
 from trilogue import App
+from trilogue.brokers import is_broker
 from trilogue.builds import projection_of
 from trilogue.codec import coder
 from trilogue.durations import Duration, microseconds, readable, seconds
@@ -30,6 +31,7 @@ from trilogue.stores import open_store
 from trilogue.testing import inside
 from trilogue.testing.building import building, live_groups
 from trilogue.testing.faults import Fault, FaultyStore, fault_key
+from trilogue.urls import redacted
 
 E = TypeVar("E")
 Handler = str | Callable[..., Any]
@@ -56,8 +58,9 @@ class Held:
 async def simulated(app: App, url: str | None = None) -> AsyncIterator["World"]:
     """Run an app for a test: everything as in production, but for the clock, and for what is made to go wrong.
 
-    url: the log to use instead of the app's own, as "memory://". The clock of the whole process stands still meanwhile.
-    Raises Unavailable if the app is open already, and what opening it raises.
+    url: the log to use instead of the app's own, as "memory://", which it is for an app on a broker: no server's clock stands
+    still. The clock of the whole process does meanwhile. Raises Unavailable if the app is open already, BadOption for the URL
+    of a broker, and what opening it raises.
 
     >>> async with simulated(app, "memory://") as world:     # doctest: +SKIP
     ...     await world.publish(Watched("u1", "v9"))
@@ -65,6 +68,10 @@ async def simulated(app: App, url: str | None = None) -> AsyncIterator["World"]:
     """
     if app._opened:
         raise Unavailable("the app is open already: let simulated(app) open it, and use it inside that block")
+    if url is None and is_broker(app.store.url):
+        url = "memory://"
+    if url is not None and is_broker(url):
+        raise BadOption(f"{redacted(url)} keeps its own time, which no test can set: use memory:// or sqlite:///FILE")
     real, clock = app.store, set_clock(now_us())
     try:
         store = FaultyStore(real if url is None else open_store(url))

@@ -11,6 +11,7 @@ import asyncio
 import struct
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 from pika import spec
 
@@ -22,6 +23,7 @@ from trilogue.brokers.rabbitmq.messages import record
 from trilogue.brokers.rabbitmq.options import Options
 from trilogue.errors import Unavailable
 from trilogue.events import Delivery, Group, Lease, now_us
+from trilogue.patterns import matches_any
 from trilogue.ports import LaneStatus
 
 _ANSWER = struct.Struct(">BHIIQB")
@@ -34,6 +36,11 @@ _NEVER_US = 1 << 62
 
 def _no_clock() -> int:
     return 0
+
+
+@lru_cache(maxsize=4_096)
+def _wanted(patterns: tuple[str, ...], routing_key: str) -> bool:
+    return matches_any(patterns, routing_key)
 
 
 def _frame(channel: Channel, method: int, tag: int, flag: int = 0) -> bytes:
@@ -151,6 +158,10 @@ class Consumer:
         if not self._acks.out:
             self._moved_at = self._loop.time()
         self._acks.last = tag
+        if routing_key != self._options.queue(self.group.name) and not _wanted(self.group.patterns, routing_key):
+            # Bound by an earlier version of the program, whose patterns were others: RabbitMQ tells nobody of a queue's bindings.
+            self._finish((tag,))
+            return
         self._buffer.append(Delivery(made, self.group.name, self._lease, attempt))
         if len(self._buffer) == 1:
             self.wake()
@@ -185,14 +196,20 @@ class Consumer:
 
     def acknowledge(self, deliveries: Sequence[Delivery]) -> list[Delivery]:
         """These are finished; returns those whose channel is gone."""
-        lease, channel = self._lease, self._channel
-        if lease.revoked or channel is None:
+        lease = self._lease
+        if lease.revoked or self._channel is None:
             return list(deliveries)
-        prefix, beyond = self._acks.finish([d.record.position for d in deliveries if d.lease is lease])
+        self._finish([d.record.position for d in deliveries if d.lease is lease])
+        return [d for d in deliveries if d.lease is not lease]
+
+    def _finish(self, tags: Sequence[int]) -> None:
+        channel = self._channel
+        if channel is None:
+            return
+        prefix, beyond = self._acks.finish(tags)
         frames = [_frame(channel, spec.Basic.Ack.INDEX, prefix, _UP_TO)] if prefix else []
         frames += [_frame(channel, spec.Basic.Ack.INDEX, tag) for tag in beyond]
         self._write(channel, frames)
-        return [d for d in deliveries if d.lease is not lease]
 
     def release(self, deliveries: Sequence[Delivery]) -> None:
         """Hand back: to the queue where the broker counts the attempts, else to what waits here, in order."""
