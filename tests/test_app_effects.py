@@ -36,8 +36,8 @@ def test_an_effect_of_a_failing_handler_is_undone(url: str) -> None:
         async with app.running():
             await app.publish_many([Watched(user) for user in ("good", "bad", "good")])
             await app.wait_idle()
-            assert await app.db("select user, n from counts order by 1") == [("good", 2), ("other", 6)]
-            assert await app.db("select n from counts where user = ?", ("good",)) == [(2,)]
+            assert await app.db("select name, n from counts order by 1") == [("good", 2), ("other", 6)]
+            assert await app.db("select n from counts where name = ?", ("good",)) == [(2,)]
             assert [r.type for r in await all_of(app, types=["badge.*", "mail.*"])].count("badge.won") == 2
             assert len(await all_of(app, types="mail.sent")) == 2
             assert [letter.record.key for letter in await app.store.dead(None)] == ["bad"]
@@ -72,7 +72,7 @@ def test_an_effect_returned_by_a_coroutine_or_a_thread(url: str) -> None:
         async with app.running():
             await app.publish_many([Watched("u"), Watched("u")])
             await app.wait_idle()
-            assert await app.db("select user, n from counts order by 1") == [("db", 2), ("thread", 2), ("u", 2)]
+            assert await app.db("select name, n from counts order by 1") == [("db", 2), ("thread", 2), ("u", 2)]
             assert len(await all_of(app, types="badge.won")) == 2
 
     run(main())
@@ -109,7 +109,7 @@ def test_endless_sql_is_interrupted_and_hurts_no_other(url: str) -> None:
             for user in ("bad", "u1", "u2"):
                 await app.publish(Watched(user))
                 await app.wait_idle()
-            counts = dict(await app.db("select user, n from counts"))
+            counts = dict(await app.db("select name, n from counts"))
             assert counts == {"u1": 1, "u2": 1, "batch": 2, "swallows": 2}
             letters = {letter.group: letter.error for letter in await app.store.dead(None)}
             assert letters.keys() == {"endless", "batch", "swallows"}
@@ -188,7 +188,7 @@ def test_app_db_only_reads(url: str) -> None:
         counting(app)
         async with app:
             assert await app.db("select 1 as one, 'a' as two") == [(1, "a")]
-            assert await app.db("-- nothing\nselect n from counts where user = ?", ("u",)) == []
+            assert await app.db("-- nothing\nselect n from counts where name = ?", ("u",)) == []
             for sql in ("insert into counts values ('u', 1)", "drop table counts", "delete from counts", "create table x (a)"):
                 with pytest.raises(BadOption, match=r"app.db\(\) only reads: write in a handler with a `db` parameter"):
                     await app.db(sql)

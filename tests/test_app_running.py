@@ -91,7 +91,7 @@ def test_a_replay_runs_again_and_emits_only_if_asked(url: str) -> None:
             await app.wait_idle()
             assert await app.replay("g", SeekTo(end="beginning")) == 0
             await app.wait_idle()
-            assert await app.db("select user, n from counts order by 1") == [("u1", 2), ("u2", 1)]
+            assert await app.db("select name, n from counts order by 1") == [("u1", 2), ("u2", 1)]
             assert replays == [False] * 3 + [True] * 3
             assert len(await all_of(app, types="badge.won")) == 3
             await app.publish(Watched("u3"))

@@ -46,15 +46,13 @@ def test_a_group_that_is_named_is_found(capsys: Captured) -> None:
     with rabbitmq_vhost() as url:
         fail(url, "u1", "u2", "u3")
         assert said(capsys, url, "dead", "list", "--group", "badge").count("video.watched") == 3
-        assert "1 dropped" in said(
-            capsys, url, "dead", "drop", _first(capsys, url), "--group", "badge", "--yes"
-        )
+        assert "1 dropped" in said(capsys, url, "dead", "drop", _first(capsys, url), "--group", "badge", "--yes")
         assert "2 will be handled again" in said(capsys, url, "dead", "redrive", "--all", "--group", "badge")
         assert said(capsys, url, "dead", "list", "--group", "badge") == "no dead letters\n"
         fail(url)
         assert "2 dropped" in said(capsys, url, "dead", "drop", "--all", "--group", "badge", "--yes")
         assert said(capsys, url, "groups", "drop", "badge", "--yes") == "group badge: dropped\n"
-        assert "no group 'badge'" in said(capsys, url, "groups", "drop", "badge", "--yes", code=1)
+        assert "no group 'badge'" in said(capsys, url, "groups", "drop", "badge", "--yes", code=2)
 
 
 def _first(capsys: Captured, url: str) -> str:
@@ -70,4 +68,4 @@ def test_groups_that_nobody_lists_have_to_be_named(command: str, capsys: Capture
 def test_a_slip_is_told(capsys: Captured) -> None:
     with rabbitmq_vhost() as url:
         for command in ("dead list --group bagde", "dead redrive --all --group bagde", "groups drop bagde --yes"):
-            assert "no group 'bagde'" in said(capsys, url, *command.split(), code=1)
+            assert "no group 'bagde'" in said(capsys, url, *command.split(), code=2)

@@ -144,6 +144,10 @@ def test_brokers(name: str, capsys: Captured) -> None:
 
 
 def _examine(name: str, url: str, capsys: Captured) -> None:
+    if name == "rabbitmq":
+        _is_absent(url, capsys, "--store", "none")
+        assert not services.rabbitmq_api("GET", f"/api/queues/{url.rpartition('/')[2]}")
+    main(["publish", "a.b", "{}", "--url", url, "--store", "none"])
     found = findings(capsys, "--url", url, "--store", "none")
     assert found["server"][0]["fact"].lower().startswith(name)
     assert found["log"][0]["fact"].endswith("alone: many machines")
@@ -155,6 +159,16 @@ def _examine(name: str, url: str, capsys: Captured) -> None:
 
 def test_postgresql(capsys: Captured) -> None:
     with services.postgresql_database() as url:
+        for _ in range(2):  # looking makes nothing
+            _is_absent(url, capsys)
+        _is_absent(f"{url}?schema=elsewhere", capsys)
+        main(["publish", "a.b", "{}", "--url", url])
         found = findings(capsys, "--url", url)
         assert found["database"][0]["fact"].startswith("PostgreSQL")
         assert "the database server's" in found["clock"][0]["fact"]
+
+
+def _is_absent(url: str, capsys: Captured, *options: str) -> None:
+    [told] = findings(capsys, "--url", url, *options)["log"]
+    assert told["verdict"] == "note"
+    assert told["fact"].startswith("nothing of trilogue is there yet: ")

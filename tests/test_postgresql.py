@@ -578,9 +578,7 @@ def test_decisions_by_tags_of_many_processes_see_each_other(postgresql_url: str)
     run(main())
 
 
-def test_a_decision_by_tags_locks_the_end_of_the_log_first(
-    postgresql_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_decision_by_tags_locks_the_end_of_the_log_first(postgresql_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody, not even who decides nothing, puts a record between the look and the append."""
     original = SqlTransaction._refuse_newer
 

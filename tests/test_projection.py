@@ -246,7 +246,7 @@ def test_waiting_for_a_projection_by_its_name(url: str) -> None:
         counted(app)
         async with app.running():
             receipt = await app.publish(Watched("b"))
-            assert await app.db("select n from counts where user = 'b'", after=receipt, of="counts") == [(1,)]
+            assert await app.db("select n from counts where name = 'b'", after=receipt, of="counts") == [(1,)]
             with pytest.raises(UnknownEvent, match="does not read"):
                 await app.wait_for(await app.publish(Won("a", "b")), "counts")
             with pytest.raises(UnknownEvent, match="no group"):
@@ -308,7 +308,7 @@ def test_the_erased_are_forgotten_in_order(url: str) -> None:
         app = App(url)
 
         def forget(subject: str, db: Db) -> None:
-            db.execute("delete from {counts} where user = ?", (subject,))
+            db.execute("delete from {counts} where name = ?", (subject,))
 
         @app.projection(tables=COUNTS, erased=forget)
         def counts(es: list[Watched], db: Db) -> None:

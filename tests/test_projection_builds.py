@@ -267,7 +267,7 @@ def test_comparing_finds_what_differs(url: str) -> None:
                 await app.compare("counts")
             await app.rebuild("counts")
             await app.wait_idle()
-            await app.store.transact(lambda tx: tx.execute("update counts_b2 set n = 7 where user = 'b'"))
+            await app.store.transact(lambda tx: tx.execute("update counts_b2 set n = 7 where name = 'b'"))
             [found] = await app.compare("counts", sample=1)
             assert (found.only_live, found.only_next) == (1, 1)
             assert found.sample == [("live", ("b", 2)), ("next", ("b", 7))]

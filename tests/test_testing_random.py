@@ -77,7 +77,7 @@ async def check(world: World, published: list[Watched]) -> None:
         for user in ("u1", "u2", "u3"):
             mine = [e.badge for e in won if e.user == user and e.badge.startswith(group + " ")]
             assert mine == [f"{group} {e.video}" for e in published if e.user == user]
-    counts = await world.app.db("select user, n from counts")
+    counts = await world.app.db("select name, n from counts")
     assert sorted(counts) == sorted((f"{group} {e.video}", 1) for group in ("db", "effect", "batch") for e in published)
 
 

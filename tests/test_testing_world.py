@@ -376,7 +376,7 @@ async def once_each(world: World, app: App, kind: str) -> None:
     """Whatever happened on the way: one badge on the log, one effect in the database, nothing held or dead."""
     assert [won for won in await world.published(Won) if won.badge == kind] == [Won("u1", kind)]
     if kind in WITH_DB:
-        assert await app.db("select n from counts where user = ?", (kind,)) == [(1,)]
+        assert await app.db("select n from counts where name = ?", (kind,)) == [(1,)]
     assert await world.held(kind) == []
     assert await world.dead(kind) == []
 

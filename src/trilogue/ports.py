@@ -172,7 +172,7 @@ class Transaction(Db, Protocol):
         ...
 
     def kind_of(self, table: str) -> str | None:
-        """"table" or "view", None if there is nothing of that name."""
+        """ "table" or "view", None if there is nothing of that name."""
         ...
 
     def shows(self, view: str, table: str) -> bool:

@@ -46,7 +46,7 @@ class StoreMachine(RuleBasedStateMachine):
             mock.patch.object(store_module, "now_us", self.now),
             mock.patch.object(worker_module, "now_us", self.now),
             mock.patch.object(worker_module, "machine_us", self.machine_now),
-            mock.patch.object(worker_module, "clock_us", lambda _sql: self.machine_us),
+            mock.patch.object(worker_module, "clock_us", self.server_now),
         ]
         for patch in self.patches:
             patch.start()
@@ -67,6 +67,9 @@ class StoreMachine(RuleBasedStateMachine):
         return self.clock_us
 
     def machine_now(self) -> int:
+        return self.machine_us
+
+    def server_now(self, _sql: object) -> int:
         return self.machine_us
 
     def do(self, doing: Awaitable[T]) -> T:

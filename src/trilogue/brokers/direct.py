@@ -59,6 +59,10 @@ class Direct(Refused):
         self.durability = self._broker.durability
         self._is_open = True
 
+    async def absent(self) -> list[str]:
+        """The URL if nothing of ours is there yet; looked at before opening, which would make it."""
+        return await self._broker.absent() if hasattr(self._broker, "absent") else []
+
     async def close(self) -> None:
         """Hand back what is out and let go."""
         if not self._is_open:

@@ -77,6 +77,10 @@ class Paired:
             raise
         self._is_open = True
 
+    async def absent(self) -> list[str]:
+        """Which of the two, by URL, has nothing of ours yet; looked at before opening, which would make it."""
+        return [url for part in (self.broker, self.store) if hasattr(part, "absent") for url in await part.absent()]
+
     async def close(self) -> None:
         """Let go of both; what was in flight is handed back."""
         self._is_open = False

@@ -76,6 +76,11 @@ async def _findings(log: Log) -> AsyncIterator[Finding]:
     store = log.open()
     try:
         check_reachable(store, create=False)
+        absent: list[str] = await store.absent() if hasattr(store, "absent") else []
+        if absent:
+            there = " and ".join(absent)
+            yield Finding("note", "log", f"nothing of trilogue is there yet: {there}", "trilogue run MODULE:APP makes it")
+            return
         await store.open()
     except (LogError, Unsupported) as error:
         yield Finding("WRONG", "log", str(error))

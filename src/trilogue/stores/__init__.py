@@ -22,6 +22,7 @@ from trilogue.urls import number, options, redacted, split, whole
 __all__ = ["SCHEMES", "open_store", "redacted"]
 
 SCHEMES = ("memory", "sqlite", "postgresql", "postgres")
+BROKERS = ("amqp", "amqps", "kafka", "kafka+ssl")
 _OPTIONS = {"lease_s": number(0.1, 3600), "payload_bytes": whole(1, 1 << 30), "wal_bytes": whole(1 << 20, 1 << 45)}
 
 
@@ -31,8 +32,12 @@ def open_store(url: str) -> InboxStore:
     Raises UnknownScheme, Unsupported, BadOption; each names what would be right.
     """
     parts = split(url)
+    if parts.scheme in BROKERS:
+        raise Unsupported(
+            f"{redacted(url)!r} is a broker and no store: expected memory://, sqlite:///file.db or postgresql://host/db"
+        )
     if parts.scheme not in SCHEMES:
-        near = difflib.get_close_matches(parts.scheme, SCHEMES, 1)
+        near = difflib.get_close_matches(parts.scheme, (*SCHEMES, *BROKERS), 1)
         hint = f"did you mean {near[0]}://?" if near else "expected memory://, sqlite:///file.db or postgresql://host/db"
         raise UnknownScheme(f"{redacted(url)!r}: there is no log behind {parts.scheme or 'no scheme'!r}; {hint}")
     if parts.scheme.startswith("postgres"):

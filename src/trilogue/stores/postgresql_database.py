@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 import psycopg
 
-from trilogue.errors import Unavailable
+from trilogue.errors import BadOption, Unavailable
 from trilogue.events import Durability
 from trilogue.ports import Rows
 from trilogue.stores import postgresql_schema
@@ -39,7 +39,7 @@ from trilogue.stores.postgresql import (
     translated,
 )
 from trilogue.stores.transaction import SqlTransaction
-from trilogue.stores.userdb import check_statements
+from trilogue.stores.userdb import ONLY_READS, check_statements
 from trilogue.stores.writer import Writer
 
 T = TypeVar("T")
@@ -247,6 +247,8 @@ class PostgresqlDatabase:
                 rows = Rows(cursor.fetchall() if cursor.description else [])
                 rows.columns = tuple(column.name for column in cursor.description or ())
             return rows
+        except psycopg.errors.ReadOnlySqlTransaction:
+            raise BadOption(ONLY_READS) from None
         except (psycopg.ProgrammingError, psycopg.DataError) as error:
             raise told(error, sql) from error
         finally:

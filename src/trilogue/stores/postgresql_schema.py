@@ -48,6 +48,12 @@ def prepare(server: Server) -> tuple[int, int]:
             ) from error
 
 
+def is_there(server: Server) -> bool:
+    """Whether our tables are there, of whichever version; nothing is made. Raises Unavailable, psycopg errors."""
+    with connect(server, "look") as connection:
+        return _version(connection, server) > 0
+
+
 def place(server: Server) -> str:
     """The schema in which our tables are, quoted."""
     if server.schema is not None:

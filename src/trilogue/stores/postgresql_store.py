@@ -21,6 +21,7 @@ from trilogue.stores.postgresql_database import PostgresqlDatabase
 from trilogue.stores.store import SqlStore
 from trilogue.urls import Reader, number, one_of, options, redacted, whole
 
+IDLE_S = 10.0
 _SCHEMA = re.compile(r"[a-z_][a-z0-9_]{0,62}")
 
 
@@ -65,6 +66,11 @@ class PostgresqlStore(SqlStore):
         self.server = server
         self.keys_path = keys  # of personal data: apart from it, in a file
 
+    async def absent(self) -> list[str]:
+        """The URL if our tables are not there yet; nothing is made. Raises Unavailable."""
+        with translated(self.url):
+            return [] if await asyncio.to_thread(postgresql_schema.is_there, self.server) else [self.url]
+
     async def migrate(self) -> tuple[int, int]:
         """Create the schema or bring it up, as opening does; returns its version before and now. Raises Unavailable."""
         with translated(self.url):
@@ -85,7 +91,10 @@ class PostgresqlStore(SqlStore):
 
     async def _connect(self) -> Database:
         db = PostgresqlDatabase(
-            self.server, payload_bytes=self.payload_bytes, idle_s=self.lease_us / 1_000_000, scheduled=self._scheduled
+            self.server,
+            payload_bytes=self.payload_bytes,
+            idle_s=max(IDLE_S, self.lease_us / 1_000_000),
+            scheduled=self._scheduled,
         )
         await db.open()
         self._database = db

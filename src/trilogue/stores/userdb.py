@@ -46,6 +46,7 @@ _WRITES = {"insert", "update", "delete", "replace"}
 _QUOTED = re.compile(r"""'[^']*'|"[^"]*"|`[^`]*`|\[[^\]]*\]|--[^\n]*|/\*.*?(?:\*/|\Z)""", re.DOTALL)
 _WORD = re.compile(r"\w+")
 _VETTED = 1_000
+ONLY_READS = "app.db() only reads: write in a handler with a `db` parameter, and make tables in a function under @app.setup"
 
 
 class UserDb:
@@ -110,6 +111,4 @@ def read_only(connection: apsw.Connection, sql: str, values: Sequence[Any]) -> R
         rows.columns = columns if rows else ()
         return rows
     except apsw.ExecTraceAbort:
-        raise BadOption(
-            "app.db() only reads: write in a handler with a `db` parameter, and make tables in a function under @app.setup"
-        ) from None
+        raise BadOption(ONLY_READS) from None

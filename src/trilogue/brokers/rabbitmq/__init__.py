@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from trilogue.brokers.rabbitmq import dead, topology
 from trilogue.brokers.rabbitmq.consumer import Consumer
 from trilogue.brokers.rabbitmq.kept import Kept
-from trilogue.brokers.rabbitmq.link import Link
+from trilogue.brokers.rabbitmq.link import Link, connect
 from trilogue.brokers.rabbitmq.messages import Message, message
 from trilogue.brokers.rabbitmq.options import Options, read
 from trilogue.brokers.rabbitmq.publisher import Publisher
@@ -63,6 +63,14 @@ class RabbitMQ:
         except BaseException:
             await self.close()
             raise
+
+    async def absent(self) -> list[str]:
+        """The URL if the exchange of events is not there yet; nothing is declared. Raises Unavailable."""
+        link = await connect(self._options, "looking")
+        try:
+            return [] if await topology.has_exchange(link, self._options.events) else [self.url]
+        finally:
+            await link.fin()
 
     async def _declare(self, link: Link) -> None:
         await topology.declare_exchanges(link, self._options)

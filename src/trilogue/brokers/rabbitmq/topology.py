@@ -96,6 +96,19 @@ async def _declare_dead(channel: Channel, options: Options, group: Group) -> Non
     await channel.call(spec.Queue.Bind(queue=queue, exchange=options.dead, routing_key=options.queue(group.name)))
 
 
+async def has_exchange(link: Link, name: str) -> bool:
+    """Whether there is an exchange of that name; none is declared."""
+    channel = await link.channel()
+    try:
+        await channel.call(spec.Exchange.Declare(exchange=name, passive=True))
+    except Closed as error:
+        if error.code == 404:
+            return False
+        raise
+    await channel.close()
+    return True
+
+
 async def look(link: Link, queue: str) -> Found | None:
     """A queue as it is, None if there is none."""
     channel = await link.channel()
