@@ -475,7 +475,8 @@ class LaneStatus:
 class Progress:
     """A group's place in one lane, to be kept in a store's transaction together with effects.
 
-    lane: topic and partition as text, "video-events[0]". next: below it everything is finished. finished: what is finished from there on.
+    lane: topic and partition as text, "video-events[0]". next: below it everything is finished. finished: what
+    is finished from there on.
     """
 
     lane: str

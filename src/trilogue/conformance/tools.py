@@ -138,10 +138,24 @@ class Bench:
             return
         # Reached into, because a product with a method that kills its store would be a loaded gun.
         if hasattr(store, "broker"):
-            await _cancelled(*store._tasks)
+            await _cancelled(*store._tasks, *(task for reader in store._readers.values() for task in reader._loops))
+            await _cut_off(store.broker)
             store = store.store
         await _cancelled(store._watching)
         store._db.writer._tick = None
+
+
+async def _cut_off(broker: Any) -> None:
+    """What a broker sees of a client that was killed: nothing more is acknowledged or committed, nothing is said."""
+    if hasattr(broker, "_members"):
+        for member in broker._members.values():
+            member._lanes.forget(member._lanes.all())
+            await member.stop()
+        return
+    for kept in (broker._writing, broker._reading):
+        link = await kept.stop()
+        if link is not None:
+            link._transport.abort()
 
 
 async def _cancelled(*tasks: "asyncio.Task[None]") -> None:

@@ -34,6 +34,20 @@ async def _takes_over(store: Store, name: str, count: int) -> list[Delivery]:
     return await take(store, name, count)
 
 
+async def _rest(store: Store, wanted: set[int]) -> list[Delivery]:
+    """Claim and finish until all of these have come."""
+    found: list[Delivery] = []
+
+    async def came() -> bool:
+        deliveries = await store.claim("readers", limit=1_000, wait_s=0.1)
+        await answer(store, deliveries)
+        found.extend(deliveries)
+        return wanted <= set(numbers(found))
+
+    await until(came, f"{sorted(wanted)} come again")
+    return found
+
+
 @promise(Feature.SHARED)
 async def promise_a_successor_goes_on(make_store: MakeStore) -> None:
     """After an orderly close another process handles exactly what was left, what had been out among it; none of it is charged."""
@@ -80,9 +94,12 @@ async def promise_two_processes_share(make_store: MakeStore) -> None:
             same(of_key, sorted(of_key), f"order of key k{key}")
 
 
-@promise(Feature.PERSISTENT, Feature.SHARED, Feature.HISTORY)
+@promise(Feature.PERSISTENT, Feature.SHARED, Feature.ORDER, Feature.RETRY)
 async def promise_a_crash_loses_nothing(make_store: MakeStore) -> None:
-    """After a crash in the middle of a batch, exactly what was not settled comes again, within the lease, in order."""
+    """After a crash in the middle of a batch, what was not settled comes again, within the lease, in order; of one log, no more.
+
+    What was acknowledged to a broker may come again, too: the process that died may not have told it yet.
+    """
     async with Bench(make_store) as bench:
         store = await bench.open(READERS)
         await store.append([envelope(n, f"k{n % 5}") for n in range(40)])
@@ -96,16 +113,18 @@ async def promise_a_crash_loses_nothing(make_store: MakeStore) -> None:
         zombie = [d for d in out if number(d) not in done and number(d) != 2]
         same(sorted(numbers(await answer(store, zombie))), sorted(numbers(zombie)), "settlements of the dead worker, refused")
         same(await answer(other, first), [], "settlements of its successor, lost")
-        again = first + await drain(other, "readers", 40 - len(done) - len(first))
-        same(sorted(numbers(again)), [n for n in range(40) if n not in done], "what comes again")
+        again = first + await _rest(other, {n for n in range(40) if n not in done} - set(numbers(first)))
+        of_one_log = Feature.HISTORY in store.features
+        came = numbers(again) if of_one_log else list(dict.fromkeys(n for n in numbers(again) if n not in done))
+        same(sorted(came), [n for n in range(40) if n not in done], "what comes again")
         for key in range(5):
-            of_key = [number(d) for d in again if number(d) % 5 == key]
+            of_key = [n for n in came if n % 5 == key]
             same(of_key, sorted(of_key), "order per key after the crash")
-        same({d.attempt for d in again if number(d) == 2}, {2}, "attempts survive")
+        same(max(d.attempt for d in again if number(d) == 2), 2, "attempts survive")
         await until(lambda: is_idle(other, "readers"), "everything is finished")
 
 
-@promise(Feature.SHARED, Feature.EFFECTS, Feature.HISTORY)
+@promise(Feature.PERSISTENT, Feature.SHARED, Feature.EFFECTS)
 async def promise_zombies_have_no_effect(make_store: MakeStore) -> None:
     """A worker that settles after its lease was taken changes nothing: no effect, no emit, no dead letter, no cursor."""
     async with Bench(make_store) as bench:

@@ -90,12 +90,8 @@ class PostgresqlStore(SqlStore):
         return self._has_put or super()._fires
 
     async def _connect(self) -> Database:
-        db = PostgresqlDatabase(
-            self.server,
-            payload_bytes=self.payload_bytes,
-            idle_s=max(IDLE_S, self.lease_us / 1_000_000),
-            scheduled=self._scheduled,
-        )
+        idle_s = max(IDLE_S, self.lease_us / 1_000_000)
+        db = PostgresqlDatabase(self.server, payload_bytes=self.payload_bytes, idle_s=idle_s, scheduled=self._scheduled)
         await db.open()
         self._database = db
         return db
