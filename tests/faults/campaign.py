@@ -56,8 +56,8 @@ def main() -> int:
     chosen = [(fault, name) for fault, name in chosen if fault.name in (options.only or fault.name) and name in options.urls]
     with tempfile.TemporaryDirectory(prefix="trilogue-faults-") as folder, Site(Path(folder) / "set", *_servers(chosen)) as site:
         results = [_one(site, Path(folder), fault, name, options.seed) for fault, name in chosen]
-        page = page_of(results, options.seed, versions(site))
-    if not options.only and set(options.urls) == set(NAMES):
+        page = page_of(results, options.seed, versions(site), left_out(chosen))
+    if options.write or not left_out(chosen):
         PAGE.write_text(page)
     broken = [result for result in results if not result.is_clean]
     print(f"{len(results) - len(broken)} passed, {len(broken)} failed")
@@ -75,8 +75,13 @@ def _one(site: Site, folder: Path, fault: Fault, name: str, seed: str) -> Result
     return result
 
 
-def page_of(results: Sequence[Result], seed: str, found: Sequence[str]) -> str:
-    """The page: words, versions, table, and what went wrong."""
+def left_out(chosen: Sequence[tuple[Fault, str]]) -> list[str]:
+    """The faults that a run does not show at every URL they suit."""
+    return [fault.name for fault in FAULTS if any(fault.suits(name) and (fault, name) not in chosen for name in NAMES)]
+
+
+def page_of(results: Sequence[Result], seed: str, found: Sequence[str], missing: Sequence[str] = ()) -> str:
+    """The page: words, versions, table, and what went wrong. missing: what this run left out."""
     rows = [_row(result) for result in results]
     table = ["| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|", *("| " + " | ".join(row) + " |" for row in rows)]
     wrong = [f"* {result.fault}, {result.name}: {'; '.join(result.trouble)}" for result in results if not result.is_clean]
@@ -84,6 +89,7 @@ def page_of(results: Sequence[Result], seed: str, found: Sequence[str]) -> str:
     parts = [
         WORDS,
         f"Seed {seed}. {', '.join(found)}.",
+        f"A part of it only: not run, or not at every URL, were {', '.join(missing)}." if missing else "",
         "\n".join(table),
         f"Memory of the worker with a long queue: {', '.join(memory)}." if memory else "",
         "\n".join(["Promises that were broken in this run:", "", *wrong]) if wrong else "No promise was broken in this run.",
@@ -117,6 +123,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", default=os.environ.get("SEED") or secrets.token_hex(3))
     parser.add_argument("--only", nargs="*", choices=[fault.name for fault in FAULTS])
     parser.add_argument("--urls", nargs="*", default=NAMES, choices=NAMES)
+    parser.add_argument("--write", action="store_true", help="the page also of a part of it, which says so")
     return parser
 
 

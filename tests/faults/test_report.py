@@ -11,6 +11,11 @@ def test_a_page_tells_what_was_broken() -> None:
     assert "| broker killed | amqp+sqlite | 1,200 | 3 | 0 | 0 | 7 (90) | 0 | 0 | 2.5 s |" in page
     assert "* none, sqlite: lost: 2, as [('a', 1)]" in page
     assert "Seed 7. rabbitmq 3.10.8." in page
+    assert "A part of it only" not in page
+
+
+def test_a_page_of_a_part_says_so() -> None:
+    assert "A part of it only: not run, or not at every URL, were storm." in page_of([], "7", [], ["storm"])
 
 
 def test_a_page_without_trouble_says_so() -> None:

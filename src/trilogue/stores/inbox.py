@@ -12,7 +12,7 @@ From then on the rows are claimed, settled, redriven and dropped by the code for
 of its keys, so nothing of a key can come between the look and the row.
 """
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -36,10 +36,10 @@ EFFECT_ROWS = 1_000  # as many as always go through the writer's thread: they ru
 
 
 class Inbox:
-    """ports.Inbox on a Database. wrote: told after each change, so that claims look again."""
+    """ports.Inbox on a Database. wrote: told after each change, so that claims look again. attend: learns the epochs of slots."""
 
-    def __init__(self, db: Database, effects: Effects, wrote: Callable[[], None]) -> None:
-        self._db, self._effects, self._wrote = db, effects, wrote
+    def __init__(self, db: Database, effects: Effects, wrote: Callable[[], None], attend: Callable[[], Awaitable[None]]) -> None:
+        self._db, self._effects, self._wrote, self._attend = db, effects, wrote, attend
 
     async def marks(self, group: str) -> Marks:
         """What tells whether anything about a group has changed; raises UnknownEvent."""
@@ -78,6 +78,7 @@ class Inbox:
         """Forget what is held for a group and where it is. ends: by lane, below which its emits stay off."""
         db = self._db.transaction
         await self._write(lambda sql: start_over(sql, group, reset, db, ends))
+        await self._attend()  # or what is held from now on would be lent, and refused, under the epochs from before
 
     async def replay_ends(self, group: str) -> dict[str, int]:
         """By lane, below which offset a replay is going on."""

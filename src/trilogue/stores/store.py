@@ -92,7 +92,7 @@ class SqlStore:
         self._version = await self._db.version()
         self._next_timer_us = await self._db.glance(lambda sql, _: timers.next_us(sql))
         self._worker = Worker(self._db, lease_us=self.lease_us, payload_bytes=self.payload_bytes)
-        self.inbox = Inbox(self._db, self._worker.effects, lambda: self._worker.wake_all())
+        self.inbox = Inbox(self._db, self._worker.effects, lambda: self._worker.wake_all(), lambda: self._worker.attend())
         self._attend_at = 0.0
         self._watching = asyncio.create_task(self._watch(), name="trilogue watch")
         self._is_open = True
