@@ -224,8 +224,10 @@ def test_what_is_no_transaction_is_refused(database: str) -> None:
             with pytest.raises(BadOption, match="no transaction"):
                 await app.publish(Won("u", "b"), tx=bare)
             await bare.close()
-            with Session(create_engine("sqlite://")) as session, pytest.raises(BadOption, match="connection to sqlite"):
+            lite = create_engine("sqlite://")
+            with Session(lite) as session, pytest.raises(BadOption, match="connection to sqlite"):
                 await app.publish(Won("u", "b"), tx=session)
+            lite.dispose()
 
     run(main())
 
@@ -252,13 +254,11 @@ def test_other_urls_refuse_it(url: str, tmp_path: Any) -> None:
 
 
 def test_from_a_program_without_a_loop(database: str) -> None:
-    with App(database).sync() as bus, alchemy_sync(plain(database)) as session:
+    engine = create_engine(plain(database).replace("postgresql:", "postgresql+psycopg:"))
+    with App(database).sync() as bus, Session(engine) as session:
         bus.publish(Won("u", "b"), tx=session)
         session.commit()
         while not (records := list(bus.history())):
             pass
         assert [record.key for record in records] == ["u"]
-
-
-def alchemy_sync(url: str) -> Session:
-    return Session(create_engine(url.replace("postgresql:", "postgresql+psycopg:")))
+    engine.dispose()

@@ -23,6 +23,7 @@ NAMES = ("sqlite", "postgresql", "amqp+sqlite", "amqp+postgresql", "kafka+sqlite
 SERVERS = {"postgresql": "postgresql", "amqp": "rabbitmq", "kafka": "kafka"}
 # Short enough that what rests on them is seen in seconds, long enough that nothing but a fault lets them run out.
 LEASE_S, SESSION_S = 3, 6
+FOR_EVER = 1 << 62  # bytes
 
 
 def broker_of(name: str) -> str | None:
@@ -164,6 +165,7 @@ class ThreadedProxy:
     def mend(self) -> None:
         """Let everything pass."""
         self._proxy.is_deaf = False
+        self._in_loop(lambda: self._proxy.cut_after(FOR_EVER))
         self._in_loop(self._proxy.thaw)
 
     def _in_loop(self, act: Callable[[], None]) -> None:

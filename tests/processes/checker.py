@@ -50,10 +50,10 @@ class Interruption:
     until: int
     pids: frozenset[int] | None = None
 
-    def is_between(self, one: Handling, other: Handling) -> bool:
-        """Whether it can be why a run was followed by another."""
+    def is_between(self, one: Handling, other: Handling, *, since: int | None = None) -> bool:
+        """Whether it can be why a run was followed by another. since: when the first began, if not when it was entered."""
         hit = self.pids is None or bool(self.pids & {one.pid, other.pid})
-        return hit and self.at <= other.entered and self.until >= one.entered
+        return hit and self.at <= other.entered and self.until >= (one.entered if since is None else since)
 
 
 @dataclass
@@ -215,7 +215,9 @@ def _without_cause(history: History, runs: list[Handling]) -> list[tuple[Handlin
     wrong = []
     for step, of_step in done.items():
         pairs = list(itertools.pairwise(of_step))
-        unexplained = [pair for pair in pairs if not any(i.is_between(*pair) for i in history.interruptions)]
+        # From the publish on: it may have been under way when something happened, and both times be handled much later.
+        since = min(history.stored.get(step, of_step[0].entered), of_step[0].entered)
+        unexplained = [pair for pair in pairs if not any(i.is_between(*pair, since=since) for i in history.interruptions)]
         # What was published again is on the log more than once, and each time that is delivered again all of it is.
         published_again = max(history.begun[step] - history.rejected[step] - 1, 0)
         wrong += unexplained[published_again * (1 + len(pairs) - len(unexplained)) :]
