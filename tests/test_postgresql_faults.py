@@ -42,8 +42,8 @@ async def handle(store: Store, handled: list[str], ended: asyncio.Event) -> None
     while not ended.is_set():
         try:
             deliveries = await store.claim("readers", limit=50, wait_s=0.1)
-            lost = await answer(store, deliveries)
-            handled += [delivery.record.id for delivery in deliveries if delivery not in lost]
+            handled += [delivery.record.id for delivery in deliveries]  # seen; whether the answer was stored may stay unknown
+            await answer(store, deliveries)
         except LogError:
             await asyncio.sleep(0.05)
 

@@ -84,7 +84,9 @@ def page_of(results: Sequence[Result], seed: str, found: Sequence[str], missing:
     """The page: words, versions, table, and what went wrong. missing: what this run left out."""
     rows = [_row(result) for result in results]
     table = ["| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|", *("| " + " | ".join(row) + " |" for row in rows)]
-    wrong = [f"* {result.fault}, {result.name}: {'; '.join(result.trouble)}" for result in results if not result.is_clean]
+    # What exactly it was is printed by the run.
+    said = [(result, "; ".join(each.partition(", as [")[0] for each in result.trouble)) for result in results]
+    wrong = [f"* {result.fault}, {result.name}: {words}" for result, words in said if words]
     memory = [f"{result.name} {result.rss_mb} MB" for result in results if result.rss_mb]
     parts = [
         WORDS,

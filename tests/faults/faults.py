@@ -149,10 +149,10 @@ def kill_processes(s: Scene) -> None:
         args = s.chance.choice([*s.crew.alive("work"), *s.crew.alive("publish")])
         with s.interruption(s.crew.running[args].pid):
             s.crew.kill(args)
-        if args[0] == "work":
-            s.start_worker(int(args[1]))
-        else:
-            s.crew.start(*args)
+            if args[0] == "work":
+                s.start_worker(int(args[1]))
+            else:
+                s.crew.start(*args)
     s.healed()
 
 

@@ -9,7 +9,7 @@ def test_a_page_tells_what_was_broken() -> None:
     bad = Result("none", "sqlite", stored=900, lost=2, trouble=("lost: 2, as [('a', 1)]",))
     page = page_of([good, bad], "7", ["rabbitmq 3.10.8"])
     assert "| broker killed | amqp+sqlite | 1,200 | 3 | 0 | 0 | 7 (90) | 0 | 0 | 2.5 s |" in page
-    assert "* none, sqlite: lost: 2, as [('a', 1)]" in page
+    assert page.endswith("* none, sqlite: lost: 2\n")
     assert "Seed 7. rabbitmq 3.10.8." in page
     assert "A part of it only" not in page
 
