@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import functools
 import zlib
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -246,16 +246,23 @@ class FakeBroker:
             raise LeaseLost("a lane is gone")
         return found
 
-    async def seek(self, group: str, to: SeekTo, *, into: str | None = None) -> int:
+    async def seek(
+        self, group: str, to: SeekTo, *, into: str | None = None, moved: Callable[[], Awaitable[None]] | None = None
+    ) -> int:
         if to.end is None:
             raise Unsupported("only beginning and now here")
         if into is not None:
             known = self.server.groups[group][0]
             self.server.groups[into] = (known, [Lane(n) for n in range(len(self.server.log))])
             return 0
+        if any(lane.owner not in (None, self) for lane in self.server.lanes(group)):
+            raise Unsupported("it has members elsewhere")
         for lane in self.server.lanes(group):
             lane.acked.clear()
             lane.start = 0 if to.end == "beginning" else len(self.server.log[lane.number])
+        if moved is not None:
+            await moved()
+        for lane in self.server.lanes(group):
             await self.server.give(group, lane, lane.owner)
         return 0
 

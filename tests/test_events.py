@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trilogue import BadOption, BadPattern, Envelope, Record, UnknownEvent, derived_id, event, new_id
+from trilogue import BadOption, BadPattern, Envelope, Receipt, Record, UnknownEvent, derived_id, event, new_id
 from trilogue.events import EARLIEST_US, LATEST_US, as_datetime, as_us, event_type, is_event, key_reader
 
 # ── @event ───────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -225,3 +225,15 @@ def test_envelopes_and_records_know_their_times() -> None:
     record = Record("i", "t", b"{}", time_us=1_000_000, position=1, recorded_us=2_000_000)
     assert record.time == datetime(1970, 1, 1, 0, 0, 1, tzinfo=UTC)
     assert record.recorded == datetime(1970, 1, 1, 0, 0, 2, tzinfo=UTC)
+
+
+# ── receipts ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_receipt_has_a_token_where_a_position_says_who_has_handled_it() -> None:
+    assert Receipt("i", 7, "os-crash").token == "7"
+    with pytest.raises(BadOption, match="is delayed"):
+        _ = Receipt("i", None, "os-crash", due_us=1).token
+    for on_a_broker in (Receipt("i", None, "os-crash"), Receipt("i", 7, "process-crash", None, "video-events", 2)):
+        with pytest.raises(BadOption, match="on a broker"):
+            _ = on_a_broker.token

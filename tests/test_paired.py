@@ -760,6 +760,32 @@ async def test_replay_of_effects_needs_a_reset_and_applies_each_once(url: str) -
 
 
 @ran
+async def test_a_group_whose_place_the_broker_has_forgotten_leaves_nothing_out(url: str) -> None:
+    server = FakeServer()
+    late = Group("g", ("#",), True, "now")
+    async with opened(server, url, late) as log:
+        await log.publish([envelope(0)])
+        await answer(log, await take(log, 1))
+    async with opened(server, url, work=False) as log:
+        await log.publish([envelope(1)])
+    server.groups.clear()
+    async with opened(server, url, late, Group("new", ("#",), True, "now")) as log:
+        assert await rest(log) == [0, 1]
+        assert await rest(log, "new") == []
+
+
+@ran
+async def test_a_refused_replay_forgets_nothing(url: str) -> None:
+    server = FakeServer(lanes=1)
+    async with opened(server, url, group()) as worker, opened(server, url, group(), work=False) as other:
+        await worker.publish([envelope(n) for n in range(2)])
+        await answer(worker, await take(worker, 2), "dead", error="boom")
+        with pytest.raises(Unsupported, match="members elsewhere"):
+            await other.seek("g", SeekTo(end="beginning"), emits=True, reset=lambda db: db.execute("no sql"))
+        assert len(await other.dead("g")) == 2
+
+
+@ran
 async def test_without_positions_nothing_is_replayed(url: str) -> None:
     async with opened(FakeServer(positions=False), url, group()) as log:
         assert Feature.REPLAY not in log.features

@@ -305,6 +305,7 @@ def test_a_transaction_of_another_program_is_waited_for_then_named(tmp_path: Pat
         path = tmp_path / "a.db"
         async with App(f"sqlite:///{path}") as app:
             other = apsw.Connection(str(path))
+            other.set_busy_timeout(10_000)  # the app's own housekeeping may be writing
             other.execute("begin immediate").fetchall()
             with pytest.raises(Unavailable, match="is locked by another program"):
                 await app.publish(Watched("u"))

@@ -400,9 +400,17 @@ class Receipt(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def token(self) -> str:
-        """The position as text, to travel in an HTTP header: whoever has it can wait until a read model has got so far."""
-        if self.position is None:
+        """The position as text, to travel in an HTTP header: whoever has it can wait until a read model has got so far.
+
+        Raises BadOption for one that has none: it is delayed, was published in a transaction of the user's, or is on a broker.
+        """
+        if self.due_us is not None:
             raise BadOption("this event is delayed: it can be waited for once it is on the log, and has no token before")
+        if self.position is None or self.topic is not None:
+            raise BadOption(
+                "this event has no position that could be waited for: it is on a broker, or was published in a transaction of "
+                "yours; wait_idle() waits for everything, and what a stream's decision returns has a token on every URL"
+            )
         return str(self.position)
 
 

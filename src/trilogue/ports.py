@@ -636,8 +636,13 @@ class Broker(Protocol):
     def progress(self, group: str, deliveries: Sequence[Delivery]) -> list[Progress]:
         """Where the lanes of these deliveries will be once these are finished; raises LeaseLost, Unsupported."""
 
-    async def seek(self, group: str, to: SeekTo, *, into: str | None = None) -> int:
-        """Set a group, or a new one, to start again; returns 0, or the offset where there is one lane. Raises Unsupported."""
+    async def seek(
+        self, group: str, to: SeekTo, *, into: str | None = None, moved: Callable[[], Awaitable[None]] | None = None
+    ) -> int:
+        """Set a group, or a new one, to start again; returns 0, or the offset where there is one lane. Raises Unsupported.
+
+        moved: awaited once it is set and before anything of it is delivered again; not if it is refused.
+        """
 
     async def pause(self, group: str) -> None:
         """Receive nothing of this group here until resume()."""

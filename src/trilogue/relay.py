@@ -13,7 +13,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
 
-from trilogue.errors import Conflict, LogError, Rejected, StorageFull, TrilogueError
+from trilogue.errors import Conflict, LogError, Rejected, StorageFull, TrilogueError, Unavailable
 from trilogue.events import Delivery, Envelope, Receipt, Settlement
 from trilogue.ports import Store
 
@@ -58,6 +58,8 @@ async def _outcomes(publish: Publish, envelopes: Sequence[Envelope]) -> Sequence
         return [outcome for envelope in envelopes for outcome in await _outcomes(publish, [envelope])]
     except LogError as error:
         return [error] * len(envelopes)
+    except Exception as error:  # whatever it is: deliveries that nobody settles would be out for ever
+        return [Unavailable(f"{type(error).__qualname__}: {error}")] * len(envelopes)
 
 
 def is_refused(outcome: Outcome) -> bool:

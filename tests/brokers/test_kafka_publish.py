@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import socket
+from collections.abc import Iterable
 
 import pytest
 from confluent_kafka import KafkaError, Producer
@@ -95,6 +96,23 @@ def test_what_is_too_large_is_rejected_alone(url: str) -> None:
             outcomes = await broker.publish([happened(0), large, happened(1), large, large])
             assert [type(outcome) for outcome in outcomes] == [Receipt, Rejected, Receipt, Rejected, Rejected]
             assert "max_bytes" in str(outcomes[1])
+            many = await broker.publish([large] * 1_500)
+            assert len(many) == 1_500
+            assert all(isinstance(outcome, Rejected) for outcome in many)
+
+    run(main())
+
+
+def test_a_type_that_can_have_no_topic_is_rejected_alone(url: str) -> None:
+    async def main() -> None:
+        async with kafka(url) as broker:
+            outcomes = await broker.publish([happened(0), Envelope(new_id(), "w" * 245 + ".x", b"{}"), happened(1)])
+            assert [type(outcome) for outcome in outcomes] == [Receipt, Rejected, Receipt]
+            assert "is not allowed: expected letters" in str(outcomes[1])
+        async with kafka(f"{url}&partitions=3") as broker:
+            outcomes = await broker.publish([happened(0), Envelope(new_id(), "other.thing", b"{}")])
+            assert [type(outcome) for outcome in outcomes] == [Rejected, Receipt]
+            assert "write partitions=4" in str(outcomes[0])
 
     run(main())
 
@@ -183,6 +201,29 @@ def test_closing_confirms_what_is_on_its_way(url: str) -> None:
 # ── topics ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+def test_nothing_is_sent_before_each_partition_has_its_leader(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        async with kafka(url) as broker:
+            asked, answered, ends = asyncio.Event(), asyncio.Event(), broker._admin.ends
+
+            async def later(partitions: Iterable[tuple[str, int]]) -> dict[tuple[str, int], int]:
+                asked.set()
+                await answered.wait()
+                return await ends(partitions)
+
+            monkeypatch.setattr(broker._admin, "ends", later)
+            publishing = asyncio.create_task(broker.publish([happened(1), happened(2)]))
+            await asked.wait()
+            assert len(broker._producer._client) == 0
+            answered.set()
+            assert all(isinstance(outcome, Receipt) for outcome in await publishing)
+            asked.clear()
+            await broker.publish([happened(3)])
+            assert not asked.is_set()  # once for each topic
+
+    run(main())
+
+
 def test_topics_are_made_with_the_partitions_that_were_asked_for(url: str) -> None:
     async def main() -> None:
         async with kafka(f"{url}&partitions=3") as broker:
@@ -193,8 +234,6 @@ def test_topics_are_made_with_the_partitions_that_were_asked_for(url: str) -> No
             config = await broker._admin.topic_config(topic.name)
             assert config["message.timestamp.type"] == "LogAppendTime"
         async with kafka(f"{url}&partitions=5") as broker:
-            with pytest.raises(BadOption, match="partitions=3"):
-                await broker.publish([happened(0)])
             with pytest.raises(BadOption, match="partitions=3"):
                 await broker.bind([readers()])
 

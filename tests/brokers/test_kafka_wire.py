@@ -1,13 +1,18 @@
 """Messages and envelopes: ours, CloudEvents of others, and plain JSON."""
 
 import json
+from collections.abc import Callable
+from datetime import datetime
 from typing import Any
 
+import msgspec
 import pytest
 from confluent_kafka import Message
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import MsgspecError
 
+from trilogue.brokers.kafka import wire
 from trilogue.brokers.kafka.wire import headers_of, reader
 from trilogue.codec import to_cloudevent
 from trilogue.durations import UNITS_US
@@ -29,24 +34,25 @@ def sent(envelope: Envelope) -> Record:
 TEXT = st.text(min_size=1, max_size=20).filter(lambda text: "\ud800" not in text)
 
 
-@given(
-    st.builds(
-        Envelope,
-        id=TEXT,
-        type=TEXT,
-        data=st.binary(min_size=1),
-        key=st.none() | st.text(max_size=9),
-        source=TEXT,
-        time_us=st.integers(EARLIEST_US, LATEST_US),
-        schema_version=st.integers(1, 2**31 - 1),
-        correlation_id=st.none() | TEXT,
-        causation_id=st.none() | TEXT,
-        subject=st.none() | TEXT,
-        traceparent=st.none() | TEXT,
-        extensions=st.none() | st.dictionaries(st.sampled_from(["who", "why", "zone"]), TEXT, min_size=1),
-        tags=st.lists(TEXT, max_size=3).map(tuple),
-    )
+ENVELOPES = st.builds(
+    Envelope,
+    id=TEXT,
+    type=TEXT,
+    data=st.binary(min_size=1),
+    key=st.none() | st.text(max_size=9),
+    source=TEXT,
+    time_us=st.integers(EARLIEST_US, LATEST_US),
+    schema_version=st.integers(1, 2**31 - 1),
+    correlation_id=st.none() | TEXT,
+    causation_id=st.none() | TEXT,
+    subject=st.none() | TEXT,
+    traceparent=st.none() | TEXT,
+    extensions=st.none() | st.dictionaries(st.sampled_from(["who", "why", "zone"]), TEXT, min_size=1),
+    tags=st.lists(TEXT, max_size=3).map(tuple),
 )
+
+
+@given(ENVELOPES)
 def test_an_envelope_comes_back_as_it_was(envelope: Envelope) -> None:
     record = sent(envelope)
     assert {name: getattr(record, name) for name in Envelope.__struct_fields__} == {
@@ -150,6 +156,61 @@ NAMES = st.sampled_from(["ce_id", "ce_type", "ce_time", "ce_schemaversion", "con
 @given(st.binary(), st.lists(st.tuples(NAMES, st.none() | st.binary())))
 def test_nothing_that_is_read_raises(value: bytes, headers: Any) -> None:
     assert read(message(value, headers)).position == 9
+
+
+OURS = ("ce_specversion", "ce_type", "ce_source", "ce_id", "ce_time")
+MOMENTS = st.datetimes().map(lambda at: at.strftime("%Y-%m-%dT%H:%M:%S.%fZ").rjust(27, "0").encode())
+ODD_MOMENTS = st.sampled_from(
+    [
+        b"2020-01-01T00:00:00,123456Z",
+        b"2020-01-01T00:00:00.+1234_Z",
+        b"2020-01-01T00:00:60.000000Z",
+        b"2020-02-30T00:00:00.000000Z",
+    ]
+)
+VALUES = st.none() | st.binary(max_size=4) | st.sampled_from([b"", b"1.0", b"a.b", b"/s"]) | MOMENTS | ODD_MOMENTS
+
+
+@given(st.binary(max_size=9), st.tuples(VALUES, VALUES, VALUES, VALUES, VALUES), st.none() | st.binary(max_size=3))
+def test_the_quick_way_reads_what_the_plain_way_reads(value: bytes, values: tuple[bytes | None, ...], key: bytes | None) -> None:
+    headers: Any = list(zip(OURS, values, strict=True))
+    complaints.clear()
+    quick = read(message(value, headers, key))
+    complained = len(complaints)
+    complaints.clear()
+    assert quick == read(message(value, headers[::-1], key))  # in another order they are looked up one by one
+    assert complained == len(complaints)
+
+
+@given(MOMENTS | ODD_MOMENTS | st.binary(min_size=27, max_size=27) | st.from_regex(rb"\A[0-9T:.Z+-]{27}\Z"))
+def test_a_time_is_what_it_is_when_it_is_read_whole(text: bytes) -> None:
+    def outcome(function: Callable[[bytes], int]) -> int | None:
+        try:
+            return function(text)
+        except (ValueError, MsgspecError):
+            return None
+
+    assert outcome(wire._time_us) == outcome(wire._any_time_us)
+
+
+@given(ENVELOPES)
+def test_the_headers_are_those_of_the_plain_way(envelope: Envelope) -> None:
+    e, time = envelope, msgspec.json.decode(to_cloudevent(envelope), type=dict[str, Any])["time"]
+    texts = {"subject": e.subject, "correlationid": e.correlation_id, "causationid": e.causation_id, "traceparent": e.traceparent}
+    plain = {"specversion": "1.0", "type": e.type, "source": e.source, "id": e.id}
+    plain |= {name: text for name, text in texts.items() if text is not None}
+    plain |= {"schemaversion": str(e.schema_version)} if e.schema_version != 1 else {}
+    plain |= {"tags": msgspec.json.encode(e.tags).decode()} if e.tags else {}
+    plain |= {name: str(text) for name, text in (e.extensions or {}).items()}
+    headers: Any = headers_of(e)
+    sent = {name.removeprefix("ce_"): value.decode() for name, value in headers}
+    assert msgspec.convert(sent.pop("time"), datetime) == msgspec.convert(time, datetime)
+    assert sent == plain
+
+
+def test_an_event_without_an_id_is_none() -> None:
+    record = read(message(b"{}", [(name, b"" if name == "ce_id" else b"a.b") for name in OURS]))
+    assert (record.id, record.source) == (read(message(b"{}")).id, "foreign")
 
 
 def test_keys_that_are_no_text_are_kept_apart() -> None:

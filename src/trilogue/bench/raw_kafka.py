@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 from confluent_kafka import Consumer, KafkaException, Message, Producer, TopicPartition
-from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
+from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec  # type: ignore[attr-defined]
 
 from trilogue.bench.events import WRITERS, Counted, Watched, sample
 from trilogue.bench.measured import PATIENCE_S, Measured, Stretch, check_stored
@@ -52,12 +52,24 @@ def linger_ms(at: Place) -> int:
 
 
 def declare(at: Place) -> None:
-    """Topics with as many partitions as trilogue makes."""
+    """Topics with as many partitions as trilogue makes; they take messages when this returns."""
     partitions = int(at.option("partitions", "4"))
-    topics = [NewTopic(name, partitions, 1) for name in (events_topic(at), counts_topic(at))]
+    names = (events_topic(at), counts_topic(at))
     admin = AdminClient(_client(at))
-    for made in admin.create_topics(topics, request_timeout=WAIT_S).values():
+    for made in admin.create_topics([NewTopic(name, partitions, 1) for name in names], request_timeout=WAIT_S).values():
         made.result()
+    until = time.monotonic() + WAIT_S
+    while not _have_leaders(admin, [TopicPartition(name, n) for name in names for n in range(partitions)]):
+        if time.monotonic() > until:
+            raise TimedOut(f"{', '.join(names)}: not every partition had a leader within {WAIT_S:.0f} s")
+
+
+def _have_leaders(admin: AdminClient, partitions: list[TopicPartition]) -> bool:
+    """Whether messages may be sent: what is sent a moment too early can be confirmed and never stored (KAFKA-15591)."""
+    admin.list_topics(timeout=WAIT_S)  # or it goes on believing that there is no such topic
+    latest: Any = OffsetSpec.latest()  # type: ignore[no-untyped-call]
+    answers = admin.list_offsets(dict.fromkeys(partitions, latest), request_timeout=WAIT_S)
+    return all(answer.exception() is None for answer in answers.values())
 
 
 def delete(at: Place) -> None:

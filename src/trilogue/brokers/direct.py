@@ -94,6 +94,8 @@ class Direct(Refused):
         if expected is not None:
             version = "any version" if expected[1] == ANY_VERSION else f"version {expected[1]}"
             self.refuse(f"an event cannot be appended to stream {expected[0]!r} at {version}", Feature.EXPECTED)
+        for error in filter(None, map(not_taken, envelopes)):
+            raise error  # before anything is sent: what is sent cannot be taken back
         positions = []
         for outcome in await self.publish(envelopes):
             if isinstance(outcome, LogError):

@@ -75,6 +75,7 @@ class Paired:
         except BaseException:
             await self.store.close()
             raise
+        self.durability = self.broker.durability  # told by the server
         self._is_open = True
 
     async def absent(self) -> list[str]:
@@ -96,6 +97,8 @@ class Paired:
         if ours:
             await self.store.bind(ours, work=work)
         received = [dataclasses.replace(group, inbox=True) for group in groups if group.start != "existing"]
+        if Feature.REPLAY in self.broker.features:
+            received = await self._placed(received)
         await self.store.bind(received, work=work)
         await self.broker.bind(received, work=work, cursors=self)
         if not work:
@@ -110,6 +113,16 @@ class Paired:
                 asyncio.create_task(Relay(self.store, RELAY, self.publish).run(), name=RELAY),
                 asyncio.create_task(self._watch(), name="trilogue paired watch"),
             ]
+
+    async def _placed(self, groups: Sequence[Group]) -> list[Group]:
+        """Groups that have been here begin at the beginning where the broker has forgotten their place.
+
+        Kafka does so after a week without workers; beginning at "now" then would leave out what was published meanwhile.
+        """
+        known = set(await self.store.inbox.names())
+        # New ones first, and on the broker: one cut off between broker and store would otherwise seem to have been here.
+        await self.broker.bind([group for group in groups if group.name not in known], work=False)
+        return [dataclasses.replace(group, start="beginning") if group.name in known else group for group in groups]
 
     def _reader(self, group: Group) -> Reader:
         places = group.has_effects and Feature.REPLAY in self.broker.features
@@ -238,8 +251,8 @@ class Paired:
                 "reset= and name the app (--app MODULE:APP), or replay into a new group"
             )
         ends = {} if emits else await self._ends(group)
-        await self.store.inbox.start_over(group, reset, ends)
-        return await self.broker.seek(group, to)
+        # The broker first, which may refuse it: what is held, and the user's tables, are not emptied for nothing.
+        return await self.broker.seek(group, to, moved=lambda: self.store.inbox.start_over(group, reset, ends))
 
     async def _has_effects(self, group: str) -> bool:
         if group in self._readers:

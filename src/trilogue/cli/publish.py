@@ -18,8 +18,8 @@ from cyclopts import Parameter
 from trilogue.cli.log import DEFAULT_LOG, Log, opened, type_question
 from trilogue.cli.output import note, progress, safe, say, stamp
 from trilogue.durations import microseconds
-from trilogue.errors import BadOption, TrilogueError
-from trilogue.events import Envelope, new_id, now_us
+from trilogue.errors import BadOption, LogError, TrilogueError
+from trilogue.events import Envelope, Receipt, new_id, now_us
 from trilogue.patterns import check_type
 from trilogue.ports import Store
 
@@ -62,8 +62,16 @@ async def _publish_one(store: Store, envelope: Envelope, delay_us: int | None) -
         await store.schedule([envelope], due_us)
         say(f"scheduled {what}: enters the log at {stamp(due_us)} while any worker runs")
         return
-    position = (await store.append([envelope]))[0]
-    say(f"published {what}: position {position}, survives {store.durability}")
+    receipt = (await store.publish([envelope]))[0]
+    if isinstance(receipt, LogError):
+        raise receipt
+    say(f"published {what}: {_place(receipt)}, survives {receipt.durability}")
+
+
+def _place(receipt: Receipt) -> str:
+    if receipt.topic is not None:
+        return f"offset {receipt.position} of {receipt.topic}[{receipt.partition}]"
+    return "in the queues" if receipt.position is None else f"position {receipt.position}"
 
 
 async def _publish_lines(store: Store, type: str, key: str | None, delay_us: int | None) -> None:

@@ -166,7 +166,7 @@ async def promise_rejected_is_not_stored(make_store: MakeStore) -> None:
         await none_left(store, "readers", "after the good ones")
 
 
-@promise(Feature.HISTORY)
+@promise(Feature.EXPECTED)
 async def promise_rejected_alone(make_store: MakeStore) -> None:
     """What cannot be stored is Rejected alone, and nothing of its append is stored; others of the same moment are."""
     bad = _bad()
@@ -180,7 +180,7 @@ async def promise_rejected_alone(make_store: MakeStore) -> None:
         await none_left(store, "readers", "after the good one")
 
 
-@promise(Feature.EXPECTED, Feature.HISTORY)
+@promise(Feature.EXPECTED)
 async def promise_one_writer_wins(make_store: MakeStore) -> None:
     """Of 16 writers that expect the same version of a stream exactly one wins; versions have no gap."""
     async with Bench(make_store) as bench:
@@ -196,7 +196,7 @@ async def promise_one_writer_wins(make_store: MakeStore) -> None:
         same([record.version for record in records], [1, 2, 3, 4], "versions of the stream")
 
 
-@promise(Feature.EXPECTED, Feature.HISTORY)
+@promise(Feature.EXPECTED)
 async def promise_versions_are_contiguous(make_store: MakeStore) -> None:
     """Repeating an append to a stream tells the same positions; one that is partly there leaves no gap in the versions."""
     async with Bench(make_store) as bench:

@@ -50,7 +50,7 @@ async def stores_of(bench: Bench) -> list[Store]:
 # ── expected versions ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@promise(Feature.EXPECTED, Feature.HISTORY)
+@promise(Feature.EXPECTED)
 async def promise_a_conflict_says_who(make_store: MakeStore) -> None:
     """A Conflict names the stream, the expected and the actual version, and who wrote: as audited, or the source."""
     async with Bench(make_store) as bench:
@@ -77,7 +77,7 @@ def _tells(told: object, expected: int, actual: int, by: str) -> None:
     expect("'s'" in str(told) and by in str(told), f"its message names the stream and who wrote: {told}")
 
 
-@promise(Feature.EXPECTED, Feature.HISTORY)
+@promise(Feature.EXPECTED)
 async def promise_nothing_is_checked_too(make_store: MakeStore) -> None:
     """An append of nothing stores nothing, and still is a Conflict where the version is another one."""
     async with Bench(make_store) as bench:
@@ -90,7 +90,7 @@ async def promise_nothing_is_checked_too(make_store: MakeStore) -> None:
         same(await versions(store, "s"), [1], "the stream")
 
 
-@promise(Feature.EXPECTED, Feature.HISTORY)
+@promise(Feature.EXPECTED)
 async def promise_neighbours_of_a_conflict(make_store: MakeStore) -> None:
     """Of appends made at the same moment, one that conflicts or repeats an id harms none of the others."""
     async with Bench(make_store) as bench:
@@ -118,7 +118,7 @@ async def promise_neighbours_of_a_conflict(make_store: MakeStore) -> None:
         same(data(await store.read(Query(stream="b"))), [3] * 3, "what its neighbour holds")
 
 
-@promise(Feature.EXPECTED, Feature.HISTORY, Feature.SHARED)
+@promise(Feature.EXPECTED, Feature.SHARED)
 async def promise_versions_known_are_true(make_store: MakeStore) -> None:
     """Stores that write to one stream in turns never go by a version, or an end, that another has changed."""
     async with Bench(make_store) as bench:
@@ -145,7 +145,7 @@ async def promise_versions_known_are_true(make_store: MakeStore) -> None:
 # ── closed and truncated ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@promise(Feature.EXPECTED, Feature.HISTORY)
+@promise(Feature.EXPECTED)
 async def promise_closed_streams_refuse(make_store: MakeStore) -> None:
     """A closed stream refuses every append, new or merged, and still is read; closing it again changes nothing."""
     async with Bench(make_store) as bench:
@@ -174,7 +174,7 @@ async def promise_closed_streams_refuse(make_store: MakeStore) -> None:
         await raises(StreamClosed, store.append([envelope(7)], expected=("never", 0)), "and stays empty")
 
 
-@promise(Feature.EXPECTED, Feature.HISTORY)
+@promise(Feature.EXPECTED)
 async def promise_truncated_streams_start_later(make_store: MakeStore) -> None:
     """Reads of a truncated stream start where it was cut, versions count on, what is hidden stays hidden."""
     async with Bench(make_store) as bench:
@@ -231,7 +231,7 @@ async def _trims_to(store: Store, left: list[int]) -> bool:
 # ── tags ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@promise(Feature.EXPECTED, Feature.HISTORY)
+@promise(Feature.EXPECTED)
 async def promise_one_decision_wins(make_store: MakeStore) -> None:
     """Of 16 writers that decide on the same tags exactly one wins, whichever store they come through."""
     async with Bench(make_store) as bench:

@@ -7,7 +7,7 @@ query    the user's SQL, on a connection made for it
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from trilogue.events import Durability
 from trilogue.ports import Rows
@@ -17,6 +17,13 @@ from trilogue.stores.transaction import SqlTransaction
 from trilogue.stores.writer import Writer
 
 T = TypeVar("T")
+
+
+class Version(NamedTuple):
+    """What tells that somebody has committed. log: of records, and rows of brokers' groups. rest: of groups and timers."""
+
+    log: Any
+    rest: Any
 
 
 class Database(Protocol):
@@ -63,8 +70,9 @@ class Database(Protocol):
         """Write anew what is kept, so that nothing of what was deleted is left in it; False if that was not possible."""
         ...
 
-    async def version(self) -> Any:
-        """Something that is another one after others have changed the log; asked every few milliseconds."""
+    async def version(self) -> "Version":
+        """What is another one after others have changed the log; asked every few milliseconds."""
+        ...
 
     async def describe(self) -> dict[str, str]:
         """What kind of database this is, and what its durability rests on."""

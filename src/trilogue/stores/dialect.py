@@ -53,7 +53,10 @@ class Dialect:
     timers: in which order those fire that are due.
     kind_of: a select with the kind of a table or view by its name. view: a select that finds a view that shows a table.
     columns: a select with the columns of a table. bytes: a select with the size of the whole log.
-    append_all, emit: what append.py does, done by the server in one call.
+    move: a statement that moves slots of a group and returns them, of arrays of slots, epochs, cursors, done and failed, for an
+    owner: only slots that are his with that epoch.
+    append_all, emit: what append.py does, done by the server in one call. append_at_once: append_all as one statement, where
+    nothing else is to be done; None if something is.
     """
 
     name: str
@@ -69,7 +72,9 @@ class Dialect:
     view: str = ""
     columns: str = ""
     bytes: str = ""
+    move: str = ""
     append_all: Callable[..., Any] | None = None
+    append_at_once: Callable[..., Any] | None = None
     emit: Callable[..., Any] | None = None
 
 

@@ -9,7 +9,8 @@ trilogue_state          "lane:GROUP"  topic[0]     [epoch, next, finished]     w
     its key follows       ──divert─────▶ further rows: whether the key still is held is decided where they are written
 
 From then on the rows are claimed, settled, redriven and dropped by the code for all held rows. Only who owns a lane adds rows
-of its keys, so nothing of a key can come between the look and the row.
+of its keys, so nothing of a key can come between the look and the row. Another process may finish the last row of a key between
+the two: then the new one is the first, and is noticed by its position as any other.
 """
 
 from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
@@ -100,9 +101,12 @@ class Inbox:
 # ── held records ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def hold(sql: Sql, group: str, group_id: int, settlements: Sequence[Settlement], now_us: int, *, ordered: bool) -> int:
-    """Make a held row of each, in this order; returns the last position given.
+def hold(
+    sql: Sql, group: str, group_id: int, settlements: Sequence[Settlement], now_us: int, *, ordered: bool
+) -> tuple[int, int]:
+    """Make a held row of each, in this order; returns the positions last given before and after: between them all are ours.
 
+    That comes from the update, which waits for others that add rows: what was read before it may not be true any more.
     What was taken over before makes none: its broker delivers it again for want of an acknowledgement, maybe when its own row
     is worked off and those that followed it are not.
     """
@@ -122,7 +126,7 @@ def hold(sql: Sql, group: str, group_id: int, settlements: Sequence[Settlement],
         rows,
     )
     _note_seen(sql, group, {settlement.delivery.record.id for settlement in fresh}, now_us)
-    return last
+    return last - len(fresh), last
 
 
 def divert(sql: Sql, group: str, deliveries: Sequence[Delivery], now_us: int) -> Diverted:
@@ -131,9 +135,14 @@ def divert(sql: Sql, group: str, deliveries: Sequence[Delivery], now_us: int) ->
     there = _held_among(sql, group_id, {delivery.record.key for delivery in deliveries} - {None})
     held = [delivery.record.key in there for delivery in deliveries]
     behind = [Settlement(d, "release") for d, is_held in zip(deliveries, held, strict=True) if is_held]
-    before: int = sql.rows("select inbox from trilogue_groups where id = ?", (group_id,))[0][0]
-    after = hold(sql, group, group_id, behind, now_us, ordered=True) if behind else before
+    before, after = hold(sql, group, group_id, behind, now_us, ordered=True) if behind else _reached(sql, group_id)
     return Diverted(held, before, after)
+
+
+def _reached(sql: Sql, group_id: int) -> tuple[int, int]:
+    """As hold() with nothing to hold."""
+    reached: int = sql.rows("select inbox from trilogue_groups where id = ?", (group_id,))[0][0]
+    return reached, reached
 
 
 def _held_among(sql: Sql, group_id: int, names: set[Any]) -> set[str]:
@@ -187,9 +196,8 @@ def settle(
     emits = [envelope for settlement in decided.settlements for envelope in settlement.emits if settlement.verdict == "done"]
     if emits:
         emit(sql, types, emits, now_us)
-    before: int = sql.rows("select inbox from trilogue_groups where id = ?", (group_id,))[0][0]
     kept = [settlement for settlement in decided.settlements if settlement.verdict != "done"]
-    after = hold(sql, group, group_id, kept, now_us, ordered=ordered) if kept else before
+    before, after = hold(sql, group, group_id, kept, now_us, ordered=ordered) if kept else _reached(sql, group_id)
     _count_failed(sql, group_id, kept)
     effects.db.appended = False
     return Taken(decided.settlements, decided.again, before, after)

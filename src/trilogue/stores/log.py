@@ -46,6 +46,10 @@ class Types:
         triple = (envelope.type, envelope.source, envelope.schema_version)
         return self._numbers.get(triple) or self._make(sql, triple)
 
+    def is_known(self, envelope: Envelope) -> bool:
+        """Whether number() needs nothing from the database."""
+        return (envelope.type, envelope.source, envelope.schema_version) in self._numbers
+
     def _make(self, sql: Sql, triple: tuple[str, str, int]) -> int:
         if sql.dialect.end:
             sql.rows(

@@ -12,11 +12,12 @@ import contextlib
 import os
 import random
 import re
+import select
 import socket
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import psycopg
 from psycopg import errors, pq
@@ -24,10 +25,11 @@ from psycopg.types.numeric import Int8BinaryDumper
 
 from trilogue.errors import BadOption, OutcomeUnknown, Rejected, StorageFull, TimedOut, TrilogueError, Unavailable
 from trilogue.stores import postgresql_append
-from trilogue.stores.dialect import Dialect
+from trilogue.stores.dialect import Dialect, Sql
 from trilogue.stores.transaction import GONE, SWALLOWED
 from trilogue.stores.writer import Again
 
+T = TypeVar("T")
 STATEMENT_S = 30.0
 ANSWER_S = 10.0  # how much longer than the server's own limit an answer may take before the connection is given up
 REPEATS = 8
@@ -67,7 +69,14 @@ POSTGRESQL = Dialect(
         "where c.relkind = 'r' and c.relname like 'trilogue\\_%' and c.relnamespace = "
         "(select relnamespace from pg_class where oid = 'trilogue_head'::regclass)"
     ),
+    move=(
+        "update trilogue_slots s set cursor = greatest(s.cursor, u.cursor), done = s.done + u.done, failed = s.failed + u.failed "
+        "from unnest(cast(? as integer[]), cast(? as bigint[]), cast(? as bigint[]), cast(? as bigint[]), cast(? as bigint[])) "
+        "as u (slot, epoch, cursor, done, failed) "
+        "where s.group_id = ? and s.owner = ? and s.slot = u.slot and s.epoch = u.epoch returning s.slot"
+    ),
     append_all=postgresql_append.append_all,
+    append_at_once=postgresql_append.append_at_once,
     emit=postgresql_append.emit,
 )
 
@@ -87,6 +96,7 @@ class Server:
 # ── statements ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 TOO_LONG = "its SQL took longer than the db limit: make it cheaper, or raise db_limit= of the handler"
+UNKNOWN_US = -1
 _SAVEPOINTS = ("savepoint ", "release ", "rollback to ")
 _CONCERNS_OTHERS = re.compile(r"trilogue_append|insert into trilogue_timers|(?:update|insert into) trilogue_groups")
 _PARTS = re.compile(
@@ -139,7 +149,8 @@ class PgSql:
 
     def __init__(self, translator: Translator) -> None:
         self._translate = translator
-        self.user = UserSql(translator)
+        self._ahead: list[str] = []
+        self.user = UserSql(translator, self)
         self.concerns_others = False  # whether something was written since the last commit that other processes wait for
 
     def attach(self, connection: "Connection") -> None:
@@ -151,6 +162,9 @@ class PgSql:
 
     def rows(self, sql: str, values: Any = ()) -> list[Any]:
         """Run one statement; all its rows."""
+        if sql.startswith(_SAVEPOINTS):
+            self._say(sql)
+            return []
         cursor = self._cursor.execute(self._prepared(sql), values)
         return cursor.fetchall() if cursor.description is not None else []
 
@@ -164,11 +178,33 @@ class PgSql:
         self._cursor.executemany(self._prepared(sql), rows)
         return self._cursor.rowcount
 
+    def ahead(self, words: str) -> None:
+        """Savepoints and settings go with the statement that comes next: a trip to the server less each."""
+        self._ahead.append(words)
+
+    def send_ahead(self) -> None:
+        """Let the server know what it has not been told yet."""
+        if self._ahead:
+            words = "; ".join(self._ahead)
+            self._ahead.clear()
+            self._cursor.connection.execute(words.encode(), prepare=False)
+
+    def _say(self, words: str) -> None:
+        self.ahead(words)
+        undoes = words.startswith("rollback ")
+        if undoes:
+            self.user.undone()
+        if undoes or self._cursor.connection.info.transaction_status == pq.TransactionStatus.INERROR:
+            self.send_ahead()
+
+    def ended(self) -> None:
+        """The transaction ends, and its savepoints with it."""
+        self._ahead.clear()
+        self.user.forget_limit()
+
     def _prepared(self, sql: str) -> str:
-        if sql.startswith(_SAVEPOINTS):
-            self.user.timed_out = self.user.timed_out and not sql.startswith("rollback ")
-            return sql
         self.user.unlimit()
+        self.send_ahead()
         translated = self._translate(sql)
         self.concerns_others = self.concerns_others or translated in self._translate.concern_others
         return translated
@@ -193,8 +229,8 @@ class UserSql:
 
     dialect = POSTGRESQL
 
-    def __init__(self, translator: Translator) -> None:
-        self._translate = translator
+    def __init__(self, translator: Translator, own: PgSql) -> None:
+        self._translate, self._own = translator, own
         self.timed_out = False  # since what it did was undone
         self._limit_us: int | None = None
         self._deadline_s = 0.0
@@ -228,6 +264,7 @@ class UserSql:
     def _limited(self) -> Iterator[None]:
         try:
             self._tell_limit()
+            self._own.send_ahead()
             yield
         except (errors.QueryCanceled, TimedOut):
             self.timed_out = True
@@ -240,14 +277,20 @@ class UserSql:
         if time.monotonic() > self._deadline_s:
             raise TimedOut(TOO_LONG)
         if self._told_us != self._limit_us:
-            self._cursor.execute(f"set local statement_timeout = {max(1, self._limit_us // 1_000)}", prepare=False)
+            self._own.ahead(f"set local statement_timeout = {max(1, self._limit_us // 1_000)}")
             self._told_us = self._limit_us
 
     def unlimit(self) -> None:
         """Back to the limit of our own statements."""
         if self._told_us is not None and self._cursor.connection.info.transaction_status == pq.TransactionStatus.INTRANS:
-            self._cursor.execute(f"set local statement_timeout = {round(STATEMENT_S * 1_000)}", prepare=False)
+            self._own.ahead(f"set local statement_timeout = {round(STATEMENT_S * 1_000)}")
             self._told_us = None
+
+    def undone(self) -> None:
+        """What it did up to a savepoint was undone, and maybe what the server was told of the limit."""
+        self.timed_out = False
+        if self._told_us is not None:
+            self._told_us = UNKNOWN_US
 
     def forget_limit(self) -> None:
         """The transaction has ended, and what it was told with it."""
@@ -361,9 +404,23 @@ class PgConnection:
             self.psycopg.execute(self._begin, prepare=False)
         return True
 
+    def at_once(self, change: Callable[[Sql], T | None]) -> T | None:
+        """Run a change of one statement, which commits itself; None if that is not possible now.
+
+        Not on a connection that was lost: what fails on one that seems to be there may or may not have happened.
+        """
+        self.check_fork()
+        if not self._server.prepare or self._repeats or not _is_at_rest(self.psycopg):
+            return None
+        self.sql.concerns_others = False
+        result = change(self.sql)
+        if self.sql.concerns_others:
+            self._concerned()
+        return result
+
     def commit(self) -> None:
         """Make it durable."""
-        self.sql.user.forget_limit()
+        self.sql.ended()
         answer = self.psycopg.execute(b"commit", prepare=False).statusmessage
         if answer != "COMMIT":
             raise Rejected(SWALLOWED)
@@ -373,7 +430,7 @@ class PgConnection:
 
     def rollback(self) -> None:
         """Undo everything since begin(); if that fails, the next begin() is on a new connection."""
-        self.sql.user.forget_limit()
+        self.sql.ended()
         try:
             if self.psycopg.info.transaction_status != pq.TransactionStatus.IDLE:
                 self.psycopg.execute(b"rollback", prepare=False)
@@ -397,6 +454,15 @@ class PgConnection:
     def close(self) -> None:
         """Let go of the connection."""
         self.psycopg.close()
+
+
+def _is_at_rest(connection: Connection) -> bool:
+    """Whether nothing is under way, and the server has not said anything unasked, as a goodbye."""
+    if connection.closed or connection.info.transaction_status != pq.TransactionStatus.IDLE:
+        return False
+    said = select.poll()
+    said.register(connection.fileno(), select.POLLIN)
+    return not said.poll(0)
 
 
 def translate(error: Exception, url: str, *, at_commit: bool = False) -> Exception:

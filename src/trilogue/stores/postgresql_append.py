@@ -14,7 +14,7 @@ from trilogue.errors import Conflict
 from trilogue.events import Envelope
 from trilogue.stores.append import Append, alone, more_of
 from trilogue.stores.dialect import Sql, clock_us
-from trilogue.stores.log import Types, newest, note_places, slot_of
+from trilogue.stores.log import PLACE_RECORDS, Types, newest, note_places, slot_of
 
 _ARRAYS = "integer text text smallint bigint text text bytea bytea integer text bigint integer text"  # as 1.sql says
 _CALL = f"select trilogue_append({', '.join(f'cast(? as {kind}[])' for kind in _ARRAYS.split())}, ?)"
@@ -45,6 +45,24 @@ def append_all(sql: Sql, types: Types, appends: Sequence[Append], _now_us: int) 
     if len(fit) < len(appends):
         head = _one_by_one(sql, types, appends, fit, positions)
     note_places(sql, types, head)
+    return positions
+
+
+def append_at_once(sql: Sql, types: Types, appends: Sequence[Append], _now_us: int) -> list[list[int] | Conflict] | None:
+    """append_all() as one statement; None where it would not do: then nothing was stored."""
+    envelopes = [envelope for append in appends for envelope in append.envelopes]
+    if types.placed is None or not all(types.is_known(envelope) for envelope in envelopes):
+        return None
+    answer = _call(sql, types, appends)
+    if answer[0] != _STORED:
+        return None
+    head = answer[1]
+    if head + len(envelopes) - types.placed >= PLACE_RECORDS:
+        types.placed = None  # the next one is to look, and to note the places
+    positions: list[list[int] | Conflict] = []
+    for append in appends:
+        positions.append(list(range(head + 1, head + 1 + len(append.envelopes))))
+        head += len(append.envelopes)
     return positions
 
 

@@ -23,6 +23,7 @@ from trilogue.errors import BadOption, Unavailable
 from trilogue.events import Durability
 from trilogue.ports import Rows
 from trilogue.stores import postgresql_schema
+from trilogue.stores.database import Version
 from trilogue.stores.dialect import Sql, TransactionSql
 from trilogue.stores.log import Types
 from trilogue.stores.postgresql import (
@@ -56,8 +57,8 @@ POLL_TOLD_IDLE_S = 0.25  # what others publish in transactions of their own, nob
 RECONNECT_S = 1.0
 SNAPSHOT = "isolation level repeatable read read only"
 _VERSION = """
-select (select head from trilogue_head), count(*), cast(coalesce(sum(revision), 0) as bigint),
-  cast(coalesce(sum(inbox), 0) as bigint), (select min(due_us) from trilogue_timers) from trilogue_groups"""
+select (select head from trilogue_head), cast(coalesce(sum(inbox), 0) as bigint),
+  count(*), cast(coalesce(sum(revision), 0) as bigint), (select min(due_us) from trilogue_timers) from trilogue_groups"""
 
 logger = logging.getLogger("trilogue")
 
@@ -141,7 +142,7 @@ class PostgresqlDatabase:
         self._running_queries: set[Connection] = set()
         self._query_room = asyncio.Semaphore(QUERIES)
         self._threads = ThreadPoolExecutor(1, thread_name_prefix="trilogue reader")
-        self._seen: Any = None
+        self._seen = Version(None, None)
         self._look_at = 0.0
         self._interval_s = POLL_S
         self._hint_due = False
@@ -273,12 +274,13 @@ class PostgresqlDatabase:
 
     # ── noticing ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def version(self) -> Any:
-        """What others change: the newest position, the groups, the next timer; asked less often while nothing happens."""
+    async def version(self) -> Version:
+        """The newest positions; the groups and the next timer; asked less often while nothing happens."""
         now = time.monotonic()
         if now < self._look_at:
             return self._seen
-        found = await self.glance(lambda sql, _: sql.rows(_VERSION)[0])
+        head, inbox, *rest = await self.glance(lambda sql, _: sql.rows(_VERSION)[0])
+        found = Version((head, inbox), rest)
         least, most = (POLL_TOLD_S, POLL_TOLD_IDLE_S) if self._listener.works else (POLL_S, POLL_IDLE_S)
         self._interval_s = least if found != self._seen else min(self._interval_s * 1.5, most)
         self._seen, self._look_at = found, now + self._interval_s

@@ -8,7 +8,7 @@ cursors    and counters
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,7 @@ from trilogue.stores.writer import Again, answerable
 
 ERROR_CHARS = 2_000
 TRACEBACK_CHARS = 20_000
+BROKEN = "an earlier settlement of this group failed: its records are delivered again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +119,7 @@ def settle(
     early: plainly done and without a held row; by far the most, and all there is to do for them is to count.
     """
     if plan.generation.broken:
-        raise LeaseLost("an earlier settlement of this group failed: its records are delivered again")
+        raise LeaseLost(BROKEN)
     mine = _locked(sql, group_id, member, plan, early, rest) if sql.dialect.for_update else _fence(sql, group_id, member, plan)
     lost: list[Delivery] = []
     if mine is not plan.epochs:
@@ -132,7 +133,7 @@ def settle(
     _write_held(sql, group_id, settlements, now_us, ordered=plan.ordered)
     _write_rows(sql, group_id, [row for row in (*plan.rows, *plan.followers) if row.slot in mine])
     cursors = {slot: cursor for slot, cursor in plan.cursors.items() if slot in mine}
-    _write_cursors(sql, group_id, early, settlements, cursors)
+    _move(sql, group_id, member, mine, _moves(early, settlements, cursors))
     appended, effects.db.appended = effects.db.appended, False
     return Settled(settlements, lost, len(emits) + appended)
 
@@ -258,10 +259,24 @@ def _write_rows(sql: Sql, group_id: int, rows: Sequence[Row]) -> None:
         )
 
 
-def _write_cursors(
-    sql: Sql, group_id: int, early: Sequence[Settlement], settlements: Sequence[Settlement], cursors: dict[int, int]
-) -> None:
-    """Cursors and counters of the slots that changed; what came from held rows moved no cursor but does count."""
+def settle_at_once(sql: Sql, group_id: int, member: Member, plan: Plan, early: Sequence[Settlement]) -> Settled | None:
+    """settle() of what is plainly done and emits nothing, in one statement: its fence is in it, and slots that are not ours any
+    more it leaves alone. None where that does not do."""
+    if plan.generation.broken:
+        raise LeaseLost(BROKEN)
+    moves = _moves(early, (), plan.cursors)
+    if not plan.epochs.keys() >= moves.keys():
+        return None
+    moved = _move(sql, group_id, member, plan.epochs, moves)
+    lost = [] if len(moved) == len(moves) else [each.delivery for each in early if each.delivery.lease.slot not in moved]
+    return Settled([], lost, 0)
+
+
+def _moves(
+    early: Sequence[Settlement], settlements: Sequence[Settlement], cursors: dict[int, int]
+) -> dict[int, tuple[int, int, int]]:
+    """Cursor, and what is to be added to the counters done and failed, of each slot that changes; what came from held rows moves
+    no cursor but does count."""
     done = Counter([settlement.delivery.lease.slot for settlement in early])
     failed: Counter[int] = Counter()
     for settlement in settlements:
@@ -271,8 +286,22 @@ def _write_cursors(
         elif settlement.verdict != "release":
             failed[slot] += settlement.charged
     slots = cursors.keys() | done.keys() | failed.keys()
+    return {slot: (cursors.get(slot, 0), done[slot], failed[slot]) for slot in sorted(slots)}
+
+
+def _move(
+    sql: Sql, group_id: int, member: Member, epochs: dict[int, int], moves: dict[int, tuple[int, int, int]]
+) -> Collection[int]:
+    """Write cursors and counters; the slots that were moved."""
+    if not moves:
+        return ()
+    if sql.dialect.move:
+        columns = zip(*[(slot, epochs[slot], *move) for slot, move in moves.items()], strict=True)
+        arrays = ["{" + ",".join(map(str, column)) + "}" for column in columns]
+        return {slot for (slot,) in sql.rows(sql.dialect.move, (*arrays, group_id, member.name))}
     sql.many(
         "update trilogue_slots set cursor = case when cursor < ? then ? else cursor end, done = done + ?, failed = failed + ? "
         "where group_id = ? and slot = ?",
-        [(cursors.get(slot, 0), cursors.get(slot, 0), done[slot], failed[slot], group_id, slot) for slot in sorted(slots)],
+        [(cursor, cursor, done, failed, group_id, slot) for slot, (cursor, done, failed) in moves.items()],
     )
+    return moves.keys()

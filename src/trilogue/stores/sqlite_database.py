@@ -22,6 +22,7 @@ from trilogue.errors import BadOption, TrilogueError, Unavailable
 from trilogue.events import Durability
 from trilogue.ports import Rows
 from trilogue.stores import log
+from trilogue.stores.database import Version
 from trilogue.stores.dialect import Sql, TransactionSql
 from trilogue.stores.rewrite import rewrite
 from trilogue.stores.sqlite import (
@@ -178,11 +179,11 @@ class SqliteDatabase:
         finally:
             connection.close()
 
-    async def version(self) -> Any:
+    async def version(self) -> Version:
         """A number that is another one after every commit on another connection, our writer's included."""
         with self.reading():
-            version: int = self._reader.pragma("data_version")
-            return version
+            number = self._reader.pragma("data_version")
+            return Version(number, number)
 
     async def describe(self) -> dict[str, str]:
         """What kind of database this is, and what its durability rests on."""

@@ -5,7 +5,6 @@ lag = records the group reads, beyond the cursor of their slot, + held rows that
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
 
 import msgspec
 
@@ -94,9 +93,13 @@ def _is_inbox(sql: Sql, group_id: int) -> bool:
 def _next(sql: Sql, types: Types, group_id: int, patterns: Sequence[str]) -> int | None:
     """The first position a group still has to read; None if there is none. Cursors alone do not tell: those of slots in
     which nothing happens stay behind."""
-    if _is_inbox(sql, group_id):
+    low = sql.rows(
+        "select min(s.cursor) from trilogue_slots s join trilogue_groups g on g.id = s.group_id "
+        "where g.id = ? and g.inbox is null",
+        (group_id,),
+    )[0][0]
+    if low is None:  # its log is a broker's: it reads nothing of this one
         return None
-    low = sql.rows("select min(cursor) from trilogue_slots where group_id = ?", (group_id,))[0][0]
     kinds = numbers(types.matching(patterns))
     rows = sql.rows(
         f"select r.position from trilogue_records r where r.position > ? and r.position > {_CURSOR} "
@@ -128,9 +131,8 @@ def first_needed(sql: Sql, types: Types) -> int | None:
 
 def finished_to(sql: Sql, types: Types, group: str) -> int:
     """The position up to which a group has read everything; raises UnknownEvent."""
-    group_id = group_id_of(sql, group)
+    group_id, patterns = _known(sql, group)
     types.load(sql)
-    patterns = msgspec.json.decode(sql.rows("select patterns from trilogue_groups where id = ?", (group_id,))[0][0])
     first = _next(sql, types, group_id, patterns)
     return newest(sql)[0] if first is None else first - 1
 
@@ -194,8 +196,7 @@ def is_idle(sql: Sql, types: Types, names: Sequence[str]) -> bool:
     """Whether these groups have nothing left to do; dead and parked records and what waits behind them do not count."""
     types.load(sql)
     for name in names:
-        group_id = group_id_of(sql, name)
-        patterns = tuple(msgspec.json.decode(sql.rows("select patterns from trilogue_groups where id = ?", (group_id,))[0][0]))
+        group_id, patterns = _known(sql, name)
         if _next(sql, types, group_id, patterns) is not None or _moving(sql, group_id):
             return False
     return True
@@ -245,25 +246,30 @@ def _moving(sql: Sql, group_id: int) -> bool:
 
 def handled(sql: Sql, types: Types, group: str, position: int) -> bool:
     """Whether a group has finished the record at a position."""
-    group_id = group_id_of(sql, group)
-    types.load(sql)
+    group_id, patterns = _known(sql, group)
     found = sql.rows("select slot, type from trilogue_records where position = ?", (position,))
     if not found:
         raise UnknownEvent(f"there is no record at position {position}")
     slot, kind = found[0]
-    _check_reads(sql, types, group, group_id, kind)
-    # The cursor first: what moves it writes the row in the same transaction, which is then there to be seen.
-    cursor: Any = sql.rows("select cursor from trilogue_slots where group_id = ? and slot = ?", (group_id, slot))[0][0]
-    held = sql.rows("select state, error from trilogue_held where group_id = ? and position = ?", (group_id, position))
-    if held and held[0][0] != READY:
-        raise HandlerFailed(f"group {group!r} gave up on position {position}: {held[0][1]}; see `trilogue dead show {position}`")
-    return bool(not held and cursor >= position)
-
-
-def _check_reads(sql: Sql, types: Types, group: str, group_id: int, kind: int) -> None:
-    patterns = msgspec.json.decode(sql.rows("select patterns from trilogue_groups where id = ?", (group_id,))[0][0])
+    if kind not in types.by_number:
+        types.load(sql)
     name = types.by_number[kind][0]
     if not matches_any(patterns, name):
         raise UnknownEvent(
             f"group {group!r} does not read {name!r} (it reads {', '.join(patterns)}): waiting for it would never end"
         )
+    # Both as of one moment: what moves a cursor writes the row in the same transaction.
+    cursor, state, error = sql.rows(
+        "select s.cursor, h.state, h.error from trilogue_slots s left join trilogue_held h on h.group_id = s.group_id "
+        "and h.position = ? where s.group_id = ? and s.slot = ?",
+        (position, group_id, slot),
+    )[0]
+    if state is not None and state != READY:
+        raise HandlerFailed(f"group {group!r} gave up on position {position}: {error}; see `trilogue dead show {position}`")
+    return bool(state is None and cursor >= position)
+
+
+def _known(sql: Sql, name: str) -> tuple[int, tuple[str, ...]]:
+    """The number and the patterns of a group; raises UnknownEvent naming those there are."""
+    rows = sql.rows("select id, patterns from trilogue_groups where name = ?", (name,))
+    return (rows[0][0], tuple(msgspec.json.decode(rows[0][1]))) if rows else (group_id_of(sql, name), ())

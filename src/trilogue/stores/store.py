@@ -148,13 +148,15 @@ class SqlStore:
                 resolve(future, error or outcomes[n])
             self._worker.wake_all()
 
+        types, whole_append = self._db.writer_types, self._db.sql.dialect.append_at_once
         try:
             self._db.writer.post(
-                lambda sql: append.append_all(sql, self._db.writer_types, batches, now_us()),
+                lambda sql: append.append_all(sql, types, batches, now_us()),
                 finish,
                 rows=sum(len(each.envelopes) for each in batches),
-                broke=self._db.writer_types.forget,
+                broke=types.forget,
                 is_append=True,
+                at_once=whole_append and (lambda sql: whole_append(sql, types, batches, now_us())),
             )
         except TrilogueError as error:
             finish(None, error)
@@ -194,9 +196,11 @@ class SqlStore:
 
     async def _notice(self) -> None:
         version = await self._db.version()
-        if version != self._version:
-            self._version = version
+        if version.rest != self._version.rest:
             await self._look_again()
+        elif version != self._version:
+            self._worker.wake_all()
+        self._version = version
 
     async def _fire_due(self) -> None:
         if self._next_timer_us is not None and self._next_timer_us <= now_us() and self._fires:

@@ -397,8 +397,18 @@ class Worker:
             everything = [delivery for answer in (*early, *rest) for delivery in _deliveries(answer)]
             resolve(done, everything if isinstance(error, LeaseLost) else error)
 
+        def at_once(sql: Sql) -> settling.Settled | None:
+            return settling.settle_at_once(sql, bound.group_id, self._member, plan, early)
+
+        is_plain = not (rest or plan.rows or plan.followers or any(settlement.emits for settlement in early))
         try:
-            self._db.writer.post(write, finish, rows=_weight(plan, early, rest), broke=lambda: self._broke(plan))
+            self._db.writer.post(
+                write,
+                finish,
+                rows=_weight(plan, early, rest),
+                broke=lambda: self._broke(plan),
+                at_once=at_once if is_plain and self._db.sql.dialect.move else None,
+            )
         except TrilogueError:
             self._broke(plan)  # the gate has moved on already: it begins anew from what is stored
             self._restart(bound, plan)

@@ -15,11 +15,12 @@ import queue
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from trilogue.errors import TrilogueError, Unavailable
 from trilogue.stores.dialect import Sql
 
+T = TypeVar("T")
 BATCH_ROWS = 1_000
 BATCH_S = 0.020
 QUEUE_ROWS = 100_000
@@ -43,6 +44,10 @@ class Connection(Protocol):
         """Take the write lock and begin; False if it is taken and `wait` is False."""
         ...
 
+    def at_once(self, change: Callable[[Sql], T | None]) -> T | None:
+        """Run a change of one statement, which commits itself; None if that is not possible now."""
+        ...
+
     def commit(self) -> None:
         """Make it durable."""
         ...
@@ -57,18 +62,30 @@ class Connection(Protocol):
 
 
 class Job:
-    """A change: `run` inside a savepoint; then `finish` on the loop. broke: called where it failed, maybe in the thread."""
+    """A change: `run` inside a savepoint; then `finish` on the loop. broke: called where it failed, maybe in the thread.
 
-    __slots__ = ("broke", "error", "finish", "is_append", "result", "rows", "run")
+    at_once: the same as one statement outside of any transaction, if that is possible; None if nothing was changed.
+    """
+
+    __slots__ = ("at_once", "broke", "error", "finish", "is_append", "result", "rows", "run")
 
     def __init__(
-        self, run: Callable[[Sql], Any], finish: "Finish", rows: int, broke: Callable[[], None], *, is_append: bool = False
+        self,
+        run: "Change",
+        finish: "Finish",
+        rows: int,
+        broke: Callable[[], None],
+        *,
+        is_append: bool = False,
+        at_once: "Change | None" = None,
     ) -> None:
         self.run, self.finish, self.rows, self.broke, self.is_append = run, finish, rows, broke, is_append
+        self.at_once = at_once
         self.result: Any = None
         self.error: Exception | None = None
 
 
+Change = Callable[[Sql], Any]
 Finish = Callable[[Any, Exception | None], None]
 
 
@@ -132,16 +149,18 @@ class Writer:
         rows: int,
         broke: Callable[[], None] = _nothing,
         is_append: bool = False,
+        at_once: Change | None = None,
     ) -> None:
         """submit() with a call of one's own at the end, finish(result, error), instead of a future.
 
         is_append: independent of all other changes, and may be committed before those that were submitted earlier.
+        at_once: as of Job.
         """
         if self._closed:
             raise Unavailable("the store is closed: open it before use, and finish before leaving its `async with`")
         if is_append and self._queued > QUEUE_ROWS:
             raise Unavailable(f"more than {QUEUE_ROWS} changes wait to be written: publish slower, or await each publish")
-        self._waiting.append(Job(run, finish, rows, broke, is_append=is_append))
+        self._waiting.append(Job(run, finish, rows, broke, is_append=is_append, at_once=at_once))
         self._queued += rows
         self._soon()
 
@@ -235,6 +254,8 @@ class Writer:
         0: none, call again: the lock was taken and we did not wait, or a change asked for it.
         """
         connection = self._connection
+        if wait and len(jobs) == 1 and jobs[0].at_once is not None and self._at_once(jobs[0], jobs[0].at_once):
+            return 1
         try:
             if not connection.begin(wait=wait):
                 return 0
@@ -262,6 +283,17 @@ class Writer:
             told = connection.translate(answerable(error), at_commit=done > 0)
             return 0 if isinstance(told, Again) else self._fail(jobs[:done] or jobs, told)
         return done
+
+    def _at_once(self, job: Job, change: Change) -> bool:
+        """Whether a job that is alone has its answer already, without a transaction around it."""
+        job.error = None
+        try:
+            job.result = self._connection.at_once(change)
+        except Exception as error:
+            self._undone()
+            told = self._connection.translate(error, at_commit=True)  # its statement is its commit
+            return not isinstance(told, Again) and bool(self._fail([job], told))
+        return job.result is not None
 
     def _run_all(self, jobs: list[Job], until: float) -> int:
         """Run several jobs, each in a savepoint; how many, the rest having no time left in this transaction."""

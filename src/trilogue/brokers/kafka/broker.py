@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import ClassVar
 
 from confluent_kafka import libversion
@@ -18,7 +18,7 @@ from trilogue.brokers.kafka.member import Member
 from trilogue.brokers.kafka.producer import Letter, Outcome, Producer
 from trilogue.brokers.kafka.settings import read
 from trilogue.brokers.kafka.wire import headers_of, reader
-from trilogue.errors import DecodeError, LogError, Rejected, Unavailable, UnknownEvent, Unsupported
+from trilogue.errors import BadOption, DecodeError, LogError, Rejected, Unavailable, UnknownEvent, Unsupported
 from trilogue.events import Delivery, Durability, Envelope, Group, Receipt, named_topics
 from trilogue.ports import Cursors, DeadLetter, Feature, LaneStatus, Progress, SeekTo
 
@@ -168,50 +168,58 @@ class Kafka:
     async def publish(self, envelopes: Sequence[Envelope]) -> list[Receipt | LogError]:
         """Publish in order, one outcome each; a missing topic is made first."""
         try:
-            await self._find_topics({envelope.type for envelope in envelopes})
+            wrong = await self._find_topics({envelope.type for envelope in envelopes})
         except LogError as error:
             return [error for _ in envelopes]
-        results: list[Receipt | LogError] = []
         letters: list[Letter] = []
+        refused: dict[int, Rejected] = {}
         most, by_type = self._settings.max_bytes, self._by_type
-        for envelope in envelopes:
-            if len(envelope.data) > most:
-                break
+        for n, envelope in enumerate(envelopes):
+            if len(envelope.data) > most or envelope.type in wrong:
+                refused[n] = self._refusal(envelope, wrong)
+                continue
             key = envelope.key
             letters.append(
                 (by_type[envelope.type].name, None if key is None else key.encode(), envelope.data, headers_of(envelope))
             )
         outcomes = await self._producer.send(letters)
-        results += [self._receipt(envelope, outcome) for envelope, outcome in zip(envelopes, outcomes, strict=False)]
-        if len(letters) == len(envelopes):
-            return results
-        too_large = envelopes[len(letters)]
-        results.append(
-            Rejected(
-                f"event {too_large.type!r} has {len(too_large.data):,} bytes, and {self.url} takes {most:,}: raise max_bytes="
-            )
-        )
-        return results + await self.publish(envelopes[len(letters) + 1 :])
+        if not refused:
+            return [self._receipt(envelope, outcome) for envelope, outcome in zip(envelopes, outcomes, strict=True)]
+        sent = iter(outcomes)
+        return [refused[n] if n in refused else self._receipt(each, next(sent)) for n, each in enumerate(envelopes)]
 
-    async def _find_topics(self, types: Collection[str]) -> None:
+    def _refusal(self, envelope: Envelope, wrong: Mapping[str, BadOption]) -> Rejected:
+        if envelope.type in wrong:
+            return Rejected(f"event {envelope.type!r}: {wrong[envelope.type]}")
+        return Rejected(
+            f"event {envelope.type!r} has {len(envelope.data):,} bytes, and {self.url} takes {self._settings.max_bytes:,}: "
+            "raise max_bytes="
+        )
+
+    async def _find_topics(self, types: Collection[str]) -> dict[str, BadOption]:
+        """Learn the topics of types, made where they are missing; returns why some types can have none."""
         by_type = self._by_type
         unknown = [each for each in types if each not in by_type]
         if not unknown:
-            return
+            return {}
         declared = named_topics()
-        names = {each: topics.topic_of(each, declared) for each in unknown}
-        await self._catalog.ensure(set(names.values()))
+        names, _ = _topics_of(unknown, declared)
+        with contextlib.suppress(BadOption):  # of one of them: told below
+            await self._catalog.ensure(set(names.values()))
         if self._doubted:
             doubted, self._doubted = self._doubted, set()
             await self._producer.look_again(doubted)
         self._subscribe()
         if len(by_type) > TYPES:
             by_type.clear()
-        for each in types:
-            topic = self._catalog.known(names.get(each) or topics.topic_of(each, declared))
-            if topic is None:
-                raise Unavailable(f"{self.url}: the topic of {each!r} has just been deleted: publish again")
-            by_type[each] = topic
+        # Of all of them: while the topics were made, others may have been found to be gone.
+        names, wrong = _topics_of([each for each in types if each not in by_type], declared)
+        for each, name in names.items():
+            try:
+                by_type[each] = self._catalog.checked(name)
+            except BadOption as error:
+                wrong[each] = error
+        return wrong
 
     def _receipt(self, envelope: Envelope, outcome: Outcome) -> Receipt | LogError:
         if isinstance(outcome, LogError):
@@ -294,10 +302,12 @@ class Kafka:
 
     # ── operations ───────────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def seek(self, group: str, to: SeekTo, *, into: str | None = None) -> int:
+    async def seek(
+        self, group: str, to: SeekTo, *, into: str | None = None, moved: Callable[[], Awaitable[None]] | None = None
+    ) -> int:
         """Set a group whose members are all in this process, or a new one; the offset where it reads one partition, else 0.
 
-        Raises Unsupported, UnknownEvent.
+        moved: awaited once it is set, before its members join again. Raises Unsupported, UnknownEvent.
         """
         partitions = await self._partitions_of(group)
         offsets = await places.offsets_for(self._admin, self._settings, partitions, to)
@@ -306,17 +316,19 @@ class Kafka:
                 raise Unsupported(f"group {into!r} exists already: replay into a name that is new")
             await places.move(self._admin, self._settings, into, offsets)
         else:
-            await self._move(group, offsets)
+            await self._move(group, offsets, moved or _nothing)
         return next(iter(offsets.values())) if len(offsets) == 1 else 0
 
-    async def _move(self, group: str, offsets: dict[Partition, int]) -> None:
+    async def _move(self, group: str, offsets: dict[Partition, int], moved: Callable[[], Awaitable[None]]) -> None:
         member = self._members.get(group)
         if member is None:
             await places.move(self._admin, self._settings, group, offsets)
+            await moved()
             return
         await member.stop()
         try:
             await places.move(self._admin, self._settings, group, offsets)
+            await moved()
         finally:
             if self._members.get(group) is member:
                 self._join(self._groups[group])
@@ -388,3 +400,18 @@ class Kafka:
             "protocol": self._settings.protocol,
             "client": f"librdkafka {libversion()[0]}",
         }
+
+
+async def _nothing() -> None: ...
+
+
+def _topics_of(types: Collection[str], declared: Mapping[str, str]) -> tuple[dict[str, str], dict[str, BadOption]]:
+    """The names of their topics, and what is wrong with those that Kafka does not allow."""
+    names: dict[str, str] = {}
+    wrong: dict[str, BadOption] = {}
+    for each in types:
+        try:
+            names[each] = topics.topic_of(each, declared)
+        except BadOption as error:
+            wrong[each] = error
+    return names, wrong

@@ -33,6 +33,7 @@ class Catalog:
     def __init__(self, settings: Settings, admin: Admin) -> None:
         self._settings, self._admin = settings, admin
         self._topics: dict[str, Topic] = {}
+        self._led: set[str] = set()
         self._turn = asyncio.Lock()
         self.version = 0
 
@@ -45,6 +46,14 @@ class Catalog:
         """A topic by its name without prefix, None if it is not known."""
         return self._topics.get(name)
 
+    def checked(self, name: str) -> Topic:
+        """A topic that was there a moment ago; raises BadOption as ensure() does, Unavailable if it is gone."""
+        topic = self._topics.get(name)
+        if topic is None:
+            raise Unavailable(f"{self._settings.shown}: topic {self._settings.prefix + name!r} was just deleted: publish again")
+        self._check([name])
+        return topic
+
     def partitions(self, names: Iterable[str]) -> list[Partition]:
         """All partitions of those of these topics that are known."""
         topics = [self._topics[name] for name in sorted(names) if name in self._topics]
@@ -52,7 +61,9 @@ class Catalog:
 
     def forget(self, full_name: str) -> None:
         """A topic is not there any more."""
-        if self._topics.pop(full_name.removeprefix(self._settings.prefix), None):
+        name = full_name.removeprefix(self._settings.prefix)
+        self._led.discard(name)
+        if self._topics.pop(name, None):
             self.version += 1
 
     async def refresh(self) -> None:
@@ -67,16 +78,27 @@ class Catalog:
                 self._note(Topic(full_name, partitions, await self._durability(full_name, replicas)))
 
     async def ensure(self, names: Collection[str], *, partitions: int | None = None, kept: bool = False) -> None:
-        """Make the topics that are missing; raises Unavailable where ?topics=expect forbids it, BadOption for another number of
-        partitions than the URL says.
+        """Make the topics that are missing; returns when they take records. Raises Unavailable where ?topics=expect forbids it,
+        BadOption for another number of partitions than the URL says.
 
         partitions: how many, where it is not the URL's number. kept: their records are never removed by age.
         """
         if any(name not in self._topics for name in names):
             async with self._turn:
                 await self._make(names, partitions, self._config(kept))
+        await self._wait_for_leaders([name for name in names if name not in self._led])
         if partitions is None:
             self._check(names)
+
+    async def _wait_for_leaders(self, names: Collection[str]) -> None:
+        """Return when the leader of each partition answers.
+
+        A topic shows a moment before its brokers serve it. Of several requests sent then, the first is refused and the second
+        taken, and the first one's records are confirmed later and never stored (KAFKA-15591).
+        """
+        if names:
+            await self._admin.ends(self.partitions(names))  # asked again while there is no leader
+            self._led.update(name for name in names if name in self._topics)
 
     async def _make(self, names: Collection[str], partitions: int | None, config: Mapping[str, str]) -> None:
         await self.refresh()

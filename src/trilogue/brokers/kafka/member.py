@@ -150,6 +150,7 @@ class Member:
             self._settings.consumer(self._settings.prefix + self.group.name) | {"on_commit": self._committed}, logger=quiet
         )
         self._turned_s, self._subscribed, self._broken, self._halted = time.monotonic(), [], None, False
+        self._trouble = None
         try:
             while not self._stopping.is_set():
                 self._turn(consumer)
@@ -236,6 +237,7 @@ class Member:
                 passed.pop(lane, None)
             items.append(Delivery(record, name, lane.lease))
         if items or passed:
+            self._trouble = None
             self._lanes.put(items)
             self._lanes.put(passed.items())
             self._call(self._wake)

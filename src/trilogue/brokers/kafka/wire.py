@@ -46,10 +46,14 @@ def headers_of(envelope: Envelope) -> Headers:
         ("ce_id", envelope.id.encode()),
         ("ce_time", _time_text(envelope.time_us)),
     ]
-    for name, header in _OPTIONAL:
-        value = getattr(envelope, name)
-        if value:
-            headers.append((header, value.encode()))
+    if envelope.subject:
+        headers.append(("ce_subject", envelope.subject.encode()))
+    if envelope.correlation_id:
+        headers.append(("ce_correlationid", envelope.correlation_id.encode()))
+    if envelope.causation_id:
+        headers.append(("ce_causationid", envelope.causation_id.encode()))
+    if envelope.traceparent:
+        headers.append(("ce_traceparent", envelope.traceparent.encode()))
     if envelope.schema_version != 1:
         headers.append(("ce_schemaversion", b"%d" % envelope.schema_version))
     if envelope.tags:
@@ -104,9 +108,11 @@ def _read(message: Message, prefix: str) -> Record:
     if not pairs:
         return _foreign(message, prefix)
     try:
-        if len(pairs) == len(_OURS) and tuple(name for name, _ in pairs) == _OURS:
+        if len(pairs) == len(_OURS):
             # What we write ourselves where nothing optional is set: half the cost of looking each header up.
-            return _record(message, pairs[3][1].decode(), _text(pairs[1][1]), _text(pairs[2][1]), pairs[4][1])
+            (a, _), (b, event_type), (c, source), (d, event_id), (e, time) = pairs
+            if (a, b, c, d, e) == _OURS and event_id and event_type and source:
+                return _record(message, event_id.decode(), _text(event_type), _text(source), time)
         headers: dict[str, bytes] = {name: value for name, value in pairs if value is not None}
         if headers.get("ce_id"):
             return _binary(message, headers)
@@ -132,13 +138,12 @@ def _record(message: Message, event_id: str, event_type: str, source: str, time:
 
 
 def _binary(message: Message, headers: dict[str, bytes]) -> Record:
-    event_id, event_type, source = (
-        headers.pop("ce_id").decode(),
-        _text(headers.pop("ce_type")),
-        _text(headers.pop("ce_source", b"")),
-    )
+    event_id, event_type, source = headers.pop("ce_id"), headers.pop("ce_type"), headers.pop("ce_source", b"")
+    if not event_type:
+        raise ValueError("ce_type is empty")
     headers.pop("ce_specversion", None)
-    return _with_optional(_record(message, event_id, event_type, source, headers.pop("ce_time", None)), headers)
+    time = headers.pop("ce_time", None)
+    return _with_optional(_record(message, event_id.decode(), _text(event_type), _text(source), time), headers)
 
 
 def _with_optional(record: Record, headers: dict[str, bytes]) -> Record:
@@ -246,14 +251,14 @@ def _text(text: bytes) -> str:
 
 
 def _time_us(text: bytes) -> int:
-    if len(text) == 27 and text.endswith(b"Z") and (micros := text[20:26]).isdigit():
-        return _second_us(text[:20]) + int(micros)
+    if len(text) == 27 and text[19] == 46 and text[26] == 90 and (micros := text[20:26]).isdigit():  # . and Z
+        return _second_us(text[:19]) + int(micros)
     return _any_time_us(text)
 
 
 @lru_cache(maxsize=1_024)
 def _second_us(text: bytes) -> int:
-    return _any_time_us(text[:19] + b"Z")
+    return _any_time_us(text + b"Z")
 
 
 def _any_time_us(text: bytes) -> int:

@@ -11,7 +11,7 @@ Run with RabbitMQ 3.10.8 (Debian 12). Written for 4.x too and not run there; cla
 
 import asyncio
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from trilogue.brokers.rabbitmq import dead, topology
 from trilogue.brokers.rabbitmq.consumer import Consumer
@@ -213,7 +213,9 @@ class RabbitMQ:
 
     # ── groups ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    async def seek(self, group: str, to: SeekTo, *, into: str | None = None) -> int:
+    async def seek(
+        self, group: str, to: SeekTo, *, into: str | None = None, moved: Callable[[], Awaitable[None]] | None = None
+    ) -> int:
         """There is no history."""
         raise Unsupported(f"{self.url}: group {group!r} cannot be set to {to}: RabbitMQ keeps no history; {_WITH_HISTORY}")
 
