@@ -38,7 +38,7 @@ SECONDS = 30  # for one request to a server
 
 
 def url(name: str) -> str:
-    """The URL of the shared postgresql, rabbitmq or kafka."""
+    """The URL of the shared postgresql, rabbitmq, kafka or pgbouncer."""
     given = os.environ.get(f"TRILOGUE_{name.upper()}_URL")
     return given or _started(name)["url"]
 

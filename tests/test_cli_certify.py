@@ -6,12 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 import services
 
 from trilogue.cli.main import main
-from trilogue.conformance import PROMISES, MakeStore, Promise, check
+from trilogue.conformance import PROMISES, MakeStore, Promise, check, places
 from trilogue.conformance.tools import expect
+from trilogue.errors import Unavailable
 
 Captured = pytest.CaptureFixture[str]
 
@@ -110,6 +112,50 @@ def test_rabbitmq_alone(promise: Promise) -> None:
 def test_kafka_alone(promise: Promise) -> None:
     outcome = certified(services.url("kafka"), promise, None)
     assert outcome.verdict == "kept", outcome.reason
+
+
+def schemas(url: str) -> list[str]:
+    with psycopg.connect(url) as connection:
+        found = connection.execute("select nspname from pg_namespace where nspname like 'certify%'")
+        return [name for (name,) in found]
+
+
+def test_no_schema_is_left(capsys: Captured, postgresql: str, broken: None) -> None:
+    """Of promises that are kept, of one that fails, and of one that fails with a transaction open on its tables."""
+    held: list[psycopg.Connection[Any]] = []
+
+    async def prove(make_store: MakeStore) -> None:
+        store: Any = make_store()
+        await store.open()
+        [schema] = schemas(postgresql)
+        held.append(psycopg.connect(postgresql))
+        held[0].execute(f"lock table {schema}.trilogue_records".encode())
+        await store.close()
+        expect(False, "it goes away and leaves a transaction open")
+
+    PROMISES.append(Promise("holds_on", "It is never kept.", frozenset(), prove))
+    try:
+        for only in ("retry_waits", "nobody_keeps_this", "holds_on"):
+            assert main(["certify", postgresql, "--only", only]) == (only != "retry_waits")
+            assert schemas(postgresql) == []
+    finally:
+        PROMISES.pop()
+        for connection in held:
+            connection.close()
+    assert "leaves a transaction open" in capsys.readouterr().out
+
+
+def test_a_broker_that_keeps_what_is_its_own_keeps_no_schema(
+    capsys: Captured, postgresql: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise Unavailable("it is away")
+
+    monkeypatch.setattr(places, "_delete_queues", fails)
+    with services.rabbitmq_vhost() as url:
+        assert main(["certify", url, "--store", postgresql, "--only", "retry_waits"]) == 1
+    assert "it is away" in capsys.readouterr().out
+    assert schemas(postgresql) == []
 
 
 def test_nothing_is_left_on_the_servers(capsys: Captured) -> None:

@@ -1,22 +1,17 @@
 """A PostgreSQL server of its own that is killed, restarted and frozen, and a pooler in front of it."""
 
 import asyncio
-import shutil
-import socket
-import subprocess
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+import services
 from common import run
 from servers import sets
 from services import own_servers
 
 from trilogue.conformance import PROMISES
-from trilogue.conformance.tools import Bench, answer, drain, envelope, group
+from trilogue.conformance.tools import Bench, answer, drain, envelope, group, numbers
 from trilogue.errors import LogError, OutcomeUnknown, Unavailable
 from trilogue.ports import Query, Store
 from trilogue.stores import open_store, postgresql, postgresql_database
@@ -120,47 +115,30 @@ def test_a_frozen_server_is_not_waited_for_without_end(tmp_path: Path, monkeypat
 
 # ── a pooler ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-PGBOUNCER = shutil.which("pgbouncer", path="/usr/sbin:/usr/bin:/usr/local/bin")
 POOLED = ["everything_comes_back", "ids_are_idempotent", "effects_happen_with_the_settlement", "zombies_have_no_effect"]
 
 
-@contextmanager
-def pooler(url: str, folder: Path) -> Iterator[str]:
-    """The URL of pgbouncer in transaction mode before a database: whoever asks gets any of two server connections."""
-    if PGBOUNCER is None:
-        pytest.skip("no pgbouncer is installed: apt-get install pgbouncer")
-    parts = urlsplit(url)
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    (folder / "users.txt").write_text(f'"{parts.username}" "{parts.password}"\n')
-    (folder / "pgbouncer.ini").write_text(
-        f"[databases]\n* = host={parts.hostname} port={parts.port}\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\n"
-        f"auth_type = scram-sha-256\nauth_file = {folder}/users.txt\npool_mode = transaction\ndefault_pool_size = 4\n"
-        f"unix_socket_dir =\nmax_client_conn = 100\n"
-    )
-    folder.chmod(0o755)
-    process = subprocess.Popen([PGBOUNCER, "-q", "-u", "nobody", str(folder / "pgbouncer.ini")], stderr=subprocess.PIPE)
-    try:
-        _until_it_listens(port)
-        yield parts._replace(netloc=f"{parts.username}:{parts.password}@127.0.0.1:{port}").geturl()
-    finally:
-        process.terminate()
-        process.communicate(timeout=10)
-
-
-def _until_it_listens(port: int) -> None:
-    end = time.monotonic() + 10
-    while True:
-        try:
-            socket.create_connection(("127.0.0.1", port), 1).close()
-            return
-        except OSError:
-            assert time.monotonic() < end, "pgbouncer does not listen"
-            time.sleep(0.02)
+@pytest.fixture
+def pooled_url(postgresql_url: str) -> str:
+    """A log behind pgbouncer in transaction mode: whoever asks gets any of a few server connections."""
+    own = urlsplit(f"{postgresql_url}&prepare=off")
+    return own._replace(netloc=urlsplit(services.url("pgbouncer")).netloc).geturl()
 
 
 @pytest.mark.parametrize("name", POOLED)
-def test_promises_behind_a_pooler(postgresql_url: str, tmp_path: Path, name: str) -> None:
+def test_promises_behind_a_pooler(pooled_url: str, name: str) -> None:
     [kept] = [promise for promise in PROMISES if promise.name == name]
-    with pooler(f"{postgresql_url}&prepare=off", tmp_path) as url:
-        asyncio.run(kept.keep(lambda: open_store(url)))
+    asyncio.run(kept.keep(lambda: open_store(pooled_url)))
+
+
+def test_two_processes_behind_a_pooler_learn_of_each_other(pooled_url: str) -> None:
+    """Nothing is told through it: the log is polled."""
+
+    async def main() -> None:
+        async with Bench(lambda: open_store(pooled_url)) as bench:
+            reader, writer = await bench.open(READERS), await bench.open()
+            for n in range(5):
+                await writer.append([envelope(n, "k")])
+                assert numbers(await drain(reader, "readers", 1)) == [n]
+
+    run(main())

@@ -227,6 +227,25 @@ def test_run_takes_down_what_it_started_and_says_nothing_after_the_command(tmp_p
     assert not (tmp_path / "set").exists()
 
 
+def test_a_pooler_stands_before_the_sets_database(tmp_path: Path) -> None:
+    with own_servers(tmp_path / "set", "pgbouncer", "postgresql") as mine:
+        behind, pooled = mine["postgresql"]["url"], mine["pgbouncer"]["url"]
+        assert pooled != behind
+        assert sql(behind, "select inet_server_port() as port") == sql(pooled, "select inet_server_port() as port")
+        sets.kill(tmp_path / "set", "pgbouncer")
+        sets.start(tmp_path / "set", "pgbouncer")
+        assert sql(pooled, "select 1 as one")[0]["one"] == 1
+        sets.down(tmp_path / "set", ["postgresql"])
+        assert not state.load(tmp_path / "set")  # without what is behind it, it is nothing
+
+
+def test_a_pooler_alone_says_what_it_needs(tmp_path: Path) -> None:
+    done = tool("up", "pgbouncer", "--home", tmp_path / "set")
+    assert done.returncode == 1
+    assert "start postgresql too" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_run_leaves_alone_what_ran_before(mine: state.Service, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"

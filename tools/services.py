@@ -5,9 +5,9 @@
     python3 tools/services.py run COMMAND …          up, the command, down again (what ran before goes on)
     python3 tools/services.py start|stop|restart|kill|freeze|thaw NAME …
 
-NAME is postgresql, rabbitmq or kafka; none means all. A server whose URL is in the environment (TRILOGUE_POSTGRESQL_URL,
-TRILOGUE_RABBITMQ_URL, TRILOGUE_KAFKA_URL) is used and not started. `--home FOLDER` (or TRILOGUE_SERVICES) names another set
-than that in .services/.
+NAME is postgresql, rabbitmq, kafka or pgbouncer (before that PostgreSQL); none means all. A server whose URL is in the
+environment (TRILOGUE_POSTGRESQL_URL, TRILOGUE_RABBITMQ_URL and so on) is used and not started. `--home FOLDER` (or
+TRILOGUE_SERVICES) names another set than that in .services/.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 from servers import process, sets, state
 from servers.process import ServiceError
 
-PORTS = {"postgresql": 5432, "rabbitmq": 5672, "kafka": 9092}
+PORTS = {"postgresql": 5432, "rabbitmq": 5672, "kafka": 9092, "pgbouncer": 6432}
 STEPS: dict[str, list[Callable[[Path, str], object]]] = {
     "start": [sets.start],
     "stop": [sets.stop],

@@ -256,7 +256,7 @@ class DeadLetter:
 @dataclass(frozen=True, slots=True)
 class GroupStatus:
     """How far a group is. lag: records not finished (`lag_at_least` when counting was cut off), lag_s: age of the oldest of
-    them. held: by state. rates are per second over the last seconds, as its workers reported them."""
+    them. held: by state. rates are per second over the last seconds, as its workers reported them. lanes: on a broker."""
 
     name: str
     app: str
@@ -275,6 +275,7 @@ class GroupStatus:
     done: int
     failed: int
     rate: float
+    lanes: Sequence["LaneStatus"] = ()
 
 
 @dataclass(frozen=True, slots=True)

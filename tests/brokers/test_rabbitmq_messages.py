@@ -1,6 +1,9 @@
 """Envelopes as AMQP messages, and whatever messages there are as Records: no message stops the reading."""
 
+import struct
+from datetime import UTC, datetime
 from typing import Any
+from unittest.mock import patch
 
 import msgspec
 import pytest
@@ -9,9 +12,10 @@ from hypothesis import strategies as st
 from pika import BasicProperties
 
 from trilogue import Rejected
-from trilogue.brokers.rabbitmq.messages import message, record
+from trilogue.brokers.rabbitmq import messages
+from trilogue.brokers.rabbitmq.messages import _ID, message, record
 from trilogue.codec import to_cloudevent
-from trilogue.events import EARLIEST_US, LATEST_US, Envelope, Record, new_id
+from trilogue.events import EARLIEST_US, LATEST_US, Envelope, Record, as_us, new_id
 
 NOW_US = 1_800_000_000_000_000
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=60)
@@ -63,6 +67,88 @@ def test_other_programs_read_it_by_the_standard(envelope: Envelope) -> None:
     assert seen.headers["cloudEvents:specversion"] == "1.0"
     assert seen.headers.get("cloudEvents:partitionkey") == envelope.key
     assert seen.message_id == (envelope.id if len(envelope.id.encode()) <= 255 else None)
+
+
+@given(ENVELOPES)
+def test_the_properties_are_those_that_pika_writes(envelope: Envelope) -> None:
+    made = message(envelope, "events", "key")
+    assert made.properties[:12] == struct.pack(">HHQ", 60, 0, len(envelope.data))
+    e = envelope
+    headers: dict[str, Any] = {"specversion": "1.0", "type": e.type, "source": e.source}
+    headers |= {"schemaversion": e.schema_version} if e.schema_version != 1 else {}
+    seen = BasicProperties()
+    seen.decode(made.properties[12:])
+    headers |= {"id": e.id, "time": seen.headers["cloudEvents:time"]}
+    texts = {"partitionkey": e.key, "correlationid": e.correlation_id, "causationid": e.causation_id}
+    headers |= {name: text for name, text in texts.items() if text is not None}
+    headers |= e.extensions or {}
+    headers |= {name: text for name, text in (("subject", e.subject), ("traceparent", e.traceparent)) if text is not None}
+    headers |= {"tags": msgspec.json.encode(e.tags).decode()} if e.tags else {}
+    plain = BasicProperties(
+        "application/json",
+        headers={f"cloudEvents:{name}": value for name, value in headers.items()},
+        delivery_mode=2,
+        correlation_id=_short(e.correlation_id),
+        message_id=_short(e.id),
+        timestamp=max(0, e.time_us // 1_000_000),
+    )
+    assert made.properties[12:] == b"".join(plain.encode())
+
+
+def _short(text: str | None) -> str | None:
+    return text if text is not None and len(text.encode()) <= 255 else None
+
+
+def _plainly(properties: bytes, body: bytes) -> tuple[Record, dict[str, Any]]:
+    with patch.object(messages, "_quick", return_value=None):
+        return record("key", properties, body, position=1, now_us=NOW_US)
+
+
+@given(ENVELOPES)
+def test_the_quick_way_reads_what_the_plain_way_reads(envelope: Envelope) -> None:
+    raw = message(envelope, "events", "key").properties[12:]
+    assert record("key", raw, envelope.data, position=1, now_us=NOW_US) == _plainly(raw, envelope.data)
+
+
+PLAIN = st.builds(
+    Envelope,
+    id=TEXT,
+    type=TEXT | st.sampled_from([_ID.decode("latin-1")]),
+    data=st.just(b"{}"),
+    key=MAYBE,
+    source=TEXT | st.sampled_from([_ID.decode("latin-1") + "\0\0\0\1x"]),
+    time_us=st.integers(EARLIEST_US, LATEST_US),
+    correlation_id=MAYBE,
+    causation_id=MAYBE,
+)
+
+
+def test_what_we_write_is_read_quickly() -> None:
+    raw = message(Envelope(new_id(), "a.b", b"{}", "k", time_us=1, correlation_id="c"), "events", "key").properties[12:]
+    assert messages._quick(raw, b"{}", 1, NOW_US) is not None
+
+
+@given(st.data())
+def test_a_damaged_message_is_read_alike_both_ways(data: st.DataObject) -> None:
+    raw = bytearray(message(data.draw(PLAIN), "events", "key").properties[12:])
+    for _ in range(data.draw(st.integers(0, 3))):
+        raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
+    body = b'{"event_type":"x.y","payload":1}'
+    quick, plain = record("key", bytes(raw), body, position=1, now_us=NOW_US), _plainly(bytes(raw), body)
+    if plain[0].source == "amqp":  # it has no id of its own that could be read, and gets a new one each time
+        quick, plain = [(msgspec.structs.replace(made, id=""), rest) for made, rest in (quick, plain)]
+    assert quick == plain
+
+
+@given(
+    st.from_regex(r"\A[0-9T:.,Z+_ -]{27}\Z") | st.datetimes().map(lambda at: at.strftime("%Y-%m-%dT%H:%M:%S.%fZ").rjust(27, "0"))
+)
+def test_a_time_is_what_it_is_when_it_is_read_whole(text: str) -> None:
+    try:
+        whole = as_us(msgspec.convert(text, datetime).astimezone(UTC))
+    except (ValueError, OverflowError, msgspec.MsgspecError):
+        whole = NOW_US
+    assert messages._us(text, NOW_US) == whole
 
 
 @given(st.binary(max_size=300), st.binary(max_size=100), st.text(max_size=20))

@@ -5,11 +5,10 @@ import secrets
 import shutil
 import signal
 import subprocess
-import tempfile
 from contextlib import suppress
 from pathlib import Path
 
-from servers.process import Process, ServiceError, end, free_ports, run
+from servers.process import Process, ServiceError, end, free_ports, reachable, run
 from servers.state import Service
 
 PACKAGES = ["postgresql"]
@@ -24,7 +23,7 @@ def missing() -> list[str]:
 
 def prepare(home: Path) -> Service:
     """A new, empty data folder and how the server is started on it."""
-    home = _reachable(home)
+    home = reachable(home)
     user = "postgres" if os.geteuid() == 0 else None
     if user:
         shutil.chown(home, user, user)
@@ -96,13 +95,3 @@ def _versions() -> list[Path]:
     """The folders with its programs, the newest version last."""
     folders = [folder for folder in Path("/usr/lib/postgresql").glob("*/bin") if (folder / "postgres").exists()]
     return sorted(folders, key=lambda folder: int(folder.parent.name))
-
-
-def _reachable(home: Path) -> Path:
-    """A folder that the server's user can enter: it refuses to run as root, and a checkout may lie in a private folder."""
-    if os.geteuid() == 0 and not all(parent.stat().st_mode & 0o001 for parent in home.resolve().parents):
-        folder = Path(tempfile.mkdtemp(prefix="trilogue-postgresql-"))
-        folder.chmod(0o755)
-        return folder
-    home.mkdir(parents=True)
-    return home

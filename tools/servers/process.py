@@ -9,6 +9,7 @@ import random
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -144,6 +145,16 @@ def free_ports(count: int) -> list[int]:
         if port not in ports and _is_free(port):
             ports.append(port)
     return ports
+
+
+def reachable(home: Path) -> Path:
+    """A new folder that a server's user can enter: it refuses to run as root, and a checkout may lie in a private folder."""
+    if os.geteuid() == 0 and not all(parent.stat().st_mode & 0o001 for parent in home.resolve().parents):
+        folder = Path(tempfile.mkdtemp(prefix=f"trilogue-{home.name}-"))
+        folder.chmod(0o755)
+        return folder
+    home.mkdir(parents=True)
+    return home
 
 
 def listens(host: str, port: int) -> bool:

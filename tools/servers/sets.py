@@ -11,11 +11,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Lock
 
-from servers import install, kafka, postgresql, process, rabbitmq, state
+from servers import install, kafka, pgbouncer, postgresql, process, rabbitmq, state
 from servers.process import Process, ServiceError
 from servers.state import Service, Services
 
-KINDS = {"postgresql": postgresql, "rabbitmq": rabbitmq, "kafka": kafka}
+KINDS = {"postgresql": postgresql, "rabbitmq": rabbitmq, "kafka": kafka, "pgbouncer": pgbouncer}
+LATER = ("pgbouncer",)  # before another one, whose address it has to know
 NAMES = tuple(KINDS)
 START = 90  # seconds within which a server has to answer
 STOP = 15  # seconds after which one that was asked to end is killed
@@ -34,7 +35,8 @@ def up(home: Path, names: Sequence[str] = NAMES) -> Services:
         for name in possible:
             if name not in services:
                 shutil.rmtree(home / name, ignore_errors=True)
-        failed += _each(possible, lambda name: _up(home, name, services))
+        for wave in ([name for name in possible if name not in LATER], [name for name in possible if name in LATER]):
+            failed += _each(wave, lambda name: _up(home, name, services))
         _raise(failed)
         return {name: services[name] for name in names}
 
@@ -43,7 +45,8 @@ def down(home: Path, names: Sequence[str] = NAMES) -> None:
     """End what this set started, and remove its files."""
     with state.locked(home):
         services = state.load(home)
-        failed = _each([name for name in names if name in services], lambda name: _down(name, services))
+        gone = {*names, *(LATER if pgbouncer.BEHIND in names else ())}
+        failed = _each([name for name in services if name in gone], lambda name: _down(name, services))
         state.save(home, services)
         _raise(failed)
         if not services:

@@ -127,23 +127,27 @@ class KeyedGate:
         taken: list[Delivery] = []
         fresh: set[str] = set()
         back: dict[str, Key] = {}
+        left = left_bytes = 0
         while self._ready and len(taken) < limit:
             delivery = heappop(self._ready)[1]
-            name = delivery.record.key
+            name, revoked = delivery.record.key, delivery.lease.revoked
             if name is not None and self.ordered:
                 key = self._keys[name]
                 key.ready -= 1
-                if delivery.lease.revoked or name in self.held or (key.out and name not in fresh):
+                if revoked or name in self.held or (key.out and name not in fresh):
                     back[name] = key
-                    if not delivery.lease.revoked:
+                    if not revoked:
                         self._wait(key, delivery)
                         continue
                 else:
                     fresh.add(name)
                     key.out += 1
-            self._leaves((delivery,))
-            if not delivery.lease.revoked:
+            left += 1
+            left_bytes += len(delivery.record.data)
+            if not revoked:
                 taken.append(delivery)
+        self.waiting -= left
+        self._bytes -= left_bytes
         self.out += len(taken)
         for name, key in back.items():
             self._move_on(name, key)

@@ -347,6 +347,7 @@ class Paired:
             lag_s=max([group.lag_s, *(lane.stalled_s for lane in lanes)]),
             in_flight=group.in_flight + sum(lane.in_flight for lane in lanes),
             done=group.done + (0 if reader is None else reader.finished),
+            lanes=lanes,
         )
 
     async def orphans(self, app: str, names: Sequence[str]) -> list[str]:

@@ -126,4 +126,5 @@ def status_of(name: str, received: Received | None, lanes: Sequence[LaneStatus],
         done=received.done if received else 0,
         failed=received.failed if received else 0,
         rate=0.0,
+        lanes=lanes,
     )

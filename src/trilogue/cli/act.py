@@ -129,11 +129,13 @@ async def replay(
     async with _replayable(app, log) as (store, seek):
         if into is not None or app is None:
             await refuse_beside(store, group)
-        await _check_replay(store, group, target, into, yes)
+        is_on_a_broker = await _check_replay(store, group, target, into, yes)
         after = await seek(group, target, into=into, emits=emits)
         head = (await store.status()).head
     what = f"up to {head - after:,} records, from position {after + 1:,}" if head > after else "what comes next"
-    say(f"group {safe(into or group)} will handle {what}")
+    if is_on_a_broker:
+        what = "what comes next" if target.end == "now" else f"everything from {'the beginning' if target.end else to} on"
+    say(f"group {safe(into or group)} will handle {safe(what)}")
 
 
 @asynccontextmanager
@@ -148,18 +150,20 @@ async def _replayable(spec: str | None, log: Log) -> AsyncIterator[tuple[Store, 
         yield app.store, app.replay
 
 
-async def _check_replay(store: Store, group: str, target: SeekTo, into: str | None, yes: bool) -> None:
+async def _check_replay(store: Store, group: str, target: SeekTo, into: str | None, yes: bool) -> bool:
+    """Refuse what would fail, ask before something is forgotten; whether the group reads a broker, whose places are offsets."""
     refuse_replay(group)
     status = await store.status()
-    group_status(status, group)
-    if target.position is not None and not status.oldest <= target.position <= status.head + 1:
+    is_on_a_broker = bool(group_status(status, group).lanes)
+    if target.position is not None and not is_on_a_broker and not status.oldest <= target.position <= status.head + 1:
         raise BadOption(f"--to {target.position} is not on the log: expected {status.oldest} to {status.head + 1}")
     if into is not None:
-        return
+        return is_on_a_broker
     lost = await _dead_before(store, group, target)
     if lost:
         note(f"{_Choice(group, None, lost)} would be forgotten without being handled again")
         confirm(yes, "replay")
+    return is_on_a_broker
 
 
 async def _dead_before(store: Store, group: str, target: SeekTo) -> int:
@@ -173,7 +177,8 @@ async def _dead_before(store: Store, group: str, target: SeekTo) -> int:
 
 def _is_before(record: Record, target: SeekTo) -> bool:
     if target.position is not None:
-        return record.position < target.position
+        offset = (record.extensions or {}).get("offset")  # of one that came from a broker
+        return (record.position if offset is None else int(offset)) < target.position
     if target.time_us is not None:
         return record.recorded_us < target.time_us
     return target.end == "now"

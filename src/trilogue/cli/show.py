@@ -33,7 +33,7 @@ from trilogue.durations import readable
 from trilogue.errors import DecodeError, TrilogueError
 from trilogue.events import Record
 from trilogue.patterns import check_pattern, is_wild
-from trilogue.ports import DeadLetter, GroupStatus, Query, Status, Store
+from trilogue.ports import DeadLetter, Feature, GroupStatus, LaneStatus, Query, Status, Store
 from trilogue.schema.stored import in_todays_form
 
 PAGE = 1_000
@@ -66,6 +66,8 @@ async def tail(
     query = Query(types=(check_pattern(pattern),), key=key)
     printer = _Printer(None if app is None else load_app(app).known, json)
     async with opened(log) as store:
+        if Feature.HISTORY not in store.features:
+            note("what is published goes to the broker: this is the log of the store beside it")
         if not is_wild(pattern) and (question := await type_question(store, pattern)) is not None:
             note(f"no record has type {pattern!r} so far:{question}".rstrip(":"))
         start = after if after is not None else await _before_newest(store, query, limit or LATEST)
@@ -152,7 +154,7 @@ async def status(
             if json:
                 say_json(status_fields(now), line=watch)
             else:
-                _say_status(now, clear=watch)
+                _say_status(now, _where(store), clear=watch)
             flush()
             if not watch:
                 return
@@ -168,16 +170,23 @@ def status_fields(status: Status) -> dict[str, Any]:
         "timers": status.timers,
         "bytes": status.bytes,
         "types": dict(status.types),
-        "groups": [asdict(group) for group in status.groups],
+        "groups": [asdict(replace(group, lanes=list(group.lanes))) for group in status.groups],
     }
 
 
-def _say_status(status: Status, *, clear: bool) -> None:
+def _where(store: Store) -> str | None:
+    """Whose records a status counts, if not those of the URL; None where there are none to count."""
+    if Feature.HISTORY in store.features:
+        return ""
+    return "beside it the store's own log, " if Feature.EFFECTS in store.features else None
+
+
+def _say_status(status: Status, where: str | None, *, clear: bool) -> None:
     if clear:
         clear_screen()
     records = f"records {status.oldest:,} to {status.head:,}" if status.head else "no records"
     timers = f", {status.timers:,} timers" if status.timers else ""
-    say(f"{safe(status.url)}: {records}, {size(status.bytes)}{timers}\n")
+    say(safe(status.url) + ("\n" if where is None else f": {where}{records}, {size(status.bytes)}{timers}\n"))
     if status.types:
         most_first = sorted(status.types.items(), key=lambda each: -each[1])
         say_table(("type", "records"), most_first)
@@ -189,6 +198,14 @@ def _say_status(status: Status, *, clear: bool) -> None:
     # What no group has is left out, so that a healthy log's table fits into 80 columns.
     columns = [name for name in rows[0] if name not in _ONLY_IF_ANY or any(row[name] for row in rows)]
     say_table(columns, [[row[name] for name in columns] for row in rows])
+    if lanes := [_lane_row(group, lane) for group in status.groups for lane in group.lanes if lane.lag and lane.next is not None]:
+        say("")
+        say_table(("group", "partition", "lag", "next", "in flight", "stalled"), lanes)
+
+
+def _lane_row(group: GroupStatus, lane: LaneStatus) -> tuple[str | int, ...]:
+    stalled = readable(round(lane.stalled_s) * 1_000_000) if lane.stalled_s >= 1 else "-"
+    return (group.name, lane.name, lane.lag or 0, lane.next or 0, lane.in_flight, stalled)
 
 
 _ONLY_IF_ANY = ("in flight", "retrying", "waiting", "parked")

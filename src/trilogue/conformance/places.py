@@ -50,15 +50,23 @@ class Place:
         return cast("Store", _Noting(open_log(self.url, store=self.store), self.groups))
 
     async def remove(self) -> None:
-        """Remove what is left of it; nothing for SQLite and memory, because the folder goes as a whole."""
-        for url in {self.url, self.store} - {None}:
-            match split(str(url)).scheme:
-                case "amqp" | "amqps":
-                    await asyncio.to_thread(_delete_queues, str(url), self.groups)
-                case "kafka" | "kafka+ssl":
-                    await _delete_topics(str(url))
-                case "postgresql" | "postgres":
-                    await asyncio.to_thread(_drop_schema, str(url))
+        """Remove what is left of it; nothing for SQLite and memory, because the folder goes as a whole.
+
+        Each side even if the other one fails. Raises what went wrong first.
+        """
+        sides = [self._remove(url) for url in (self.url, self.store) if url is not None]
+        for failed in await asyncio.gather(*sides, return_exceptions=True):
+            if failed is not None:
+                raise failed
+
+    async def _remove(self, url: str) -> None:
+        match split(url).scheme:
+            case "amqp" | "amqps":
+                await asyncio.to_thread(_delete_queues, url, self.groups)
+            case "kafka" | "kafka+ssl":
+                await _delete_topics(url)
+            case "postgresql" | "postgres":
+                await asyncio.to_thread(_drop_schema, url)
 
 
 def place_of(url: str, store: str | None, folder: str, name: str) -> Place:
@@ -134,10 +142,15 @@ async def _delete_topics(url: str) -> None:
 
 
 def _drop_schema(url: str) -> None:
-    import psycopg
-    from psycopg import sql
+    from trilogue.stores.postgresql import connect, quoted, translated
+    from trilogue.stores.postgresql_store import open_postgresql
 
-    schema = dict(parse_qsl(split(url).query))["schema"]
-    plain = urlunsplit(split(url)._replace(query=""))
-    with psycopg.connect(plain, connect_timeout=round(REMOVE_S), autocommit=True) as connection:
-        connection.execute(sql.SQL("drop schema if exists {} cascade").format(sql.Identifier(schema)))
+    server = open_postgresql(split(url), url).server
+    with translated(server.url), connect(server, "certify", limit_s=REMOVE_S) as connection:
+        # A promise that was broken, or cut short, may have left a transaction open; the schema is nobody else's.
+        connection.execute(
+            "select pg_terminate_backend(l.pid) from pg_locks l join pg_class c on c.oid = l.relation "
+            "join pg_namespace n on n.oid = c.relnamespace where n.nspname = %s and l.pid <> pg_backend_pid()",
+            (server.schema,),
+        )
+        connection.execute(f"drop schema if exists {quoted(server.schema or '')} cascade".encode())

@@ -45,6 +45,7 @@ class Kafka:
         self._cursors: Cursors | None = None
         self._by_type: dict[str, Topic] = {}
         self._doubted: set[str] = set()
+        self._seen: dict[tuple[str, Partition], tuple[lane.Place, float]] = {}
         self._version = 0
         self._change = asyncio.Event()
         self._looking: asyncio.Task[None] | None = None
@@ -364,7 +365,10 @@ class Kafka:
         return sorted(found | self._groups.keys())
 
     async def lanes(self, group: str) -> list[LaneStatus]:
-        """How far a group is in each partition it reads; in_flight and stalled_s of those that are ours."""
+        """How far a group is in each partition it reads. in_flight: of those that are ours.
+
+        stalled_s: of those that are not, since it was first seen here that nothing moved.
+        """
         partitions, member = await self._partitions_of(group), self._members.get(group)
         here = {each: standing for each in partitions if member is not None and (standing := member.standing(each))}
         elsewhere = [each for each in partitions if each not in here]
@@ -375,10 +379,20 @@ class Kafka:
         )
         found, now = [], time.monotonic()
         for each in partitions:
-            place, in_flight, moved_s = here.get(each) or (committed.get(each, lane.Place(first.get(each, 0))), 0, now)
+            place, in_flight, moved_s = here.get(each) or self._elsewhere(
+                group, each, committed.get(each, lane.Place(first.get(each, 0))), now
+            )
             left = lane.lag(place, ends[each])
             found.append(LaneStatus(lane_name(*each), left, in_flight, now - moved_s if left else 0.0, place.next))
         return found
+
+    def _elsewhere(self, group: str, partition: Partition, place: lane.Place, now: float) -> tuple[lane.Place, int, float]:
+        """Where another process is, and since when, as far as it was looked at from here."""
+        seen, since = self._seen.get((group, partition), (None, now))
+        if seen != place:
+            self._seen[group, partition] = place, now
+            since = now
+        return place, 0, since
 
     async def describe(self) -> dict[str, str]:
         """The cluster, how records are kept, and what durability follows."""

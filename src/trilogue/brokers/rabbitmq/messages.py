@@ -75,27 +75,37 @@ def message(envelope: Envelope, exchange: str, routing_key: str, more: Headers |
 
 
 def _properties(e: Envelope, more: Headers | None) -> bytes:
-    entries = [_constant(e.type, e.source, e.schema_version), _text("id", e.id), _text("time", _time(e.time_us))]
+    # Written out, by names made once: half the time of a call for each header.
+    id, pack = e.id.encode(), _LONG.pack
+    parts = [_constant(e.type, e.source, e.schema_version), _ID, pack(len(id)), id, _TIME, _time(e.time_us)]
     if e.key is not None:
-        entries.append(_text("partitionkey", e.key))
+        parts += (_KEY, pack(len(text := e.key.encode())), text)
+    flags, content_type, after = _ALWAYS, _JSON, b"\x02"
     if e.correlation_id is not None:
-        entries.append(_text("correlationid", e.correlation_id))
+        parts += (_CORRELATION, pack(len(text := e.correlation_id.encode())), text)
+        if len(text) <= _SHORT:
+            flags |= _P.FLAG_CORRELATION_ID
+            after += bytes((len(text),)) + text
     if e.causation_id is not None:
-        entries.append(_text("causationid", e.causation_id))
-    content_type = JSON
+        parts += (_CAUSATION, pack(len(text := e.causation_id.encode())), text)
     if e.subject is not None or e.traceparent is not None or e.tags or e.extensions or more:
-        content_type = str((e.extensions or {}).get("datacontenttype", JSON))
-        entries.append(_rare(e, more))
-    flags, before, after = _ALWAYS, _short(content_type), b"\x02"
-    if e.correlation_id is not None and len(text := e.correlation_id.encode()) <= _SHORT:
-        flags |= _P.FLAG_CORRELATION_ID
-        after += bytes((len(text),)) + text
-    if len(text := e.id.encode()) <= _SHORT:
+        content_type = _short(str((e.extensions or {}).get("datacontenttype", JSON)))
+        parts.append(_rare(e, more))
+    if len(id) <= _SHORT:
         flags |= _P.FLAG_MESSAGE_ID
-        after += bytes((len(text),)) + text
-    table = b"".join(entries)
-    seconds = _LONGLONG.pack(max(0, e.time_us // 1_000_000))
-    return b"".join((_HEAD.pack(60, 0, len(e.data)), _FLAGS.pack(flags), before, _LONG.pack(len(table)), table, after, seconds))
+        after += bytes((len(id),)) + id
+    table = b"".join(parts)
+    return b"".join(
+        (
+            _HEAD.pack(60, 0, len(e.data)),
+            _FLAGS.pack(flags),
+            content_type,
+            pack(len(table)),
+            table,
+            after,
+            _LONGLONG.pack(max(0, e.time_us // 1_000_000)),
+        )
+    )
 
 
 @lru_cache(maxsize=4_096)
@@ -115,7 +125,6 @@ def _rare(e: Envelope, more: Headers | None) -> bytes:
     return b"".join(_entry(name, value) for name, value in {**found, **(more or {})}.items())
 
 
-@lru_cache(maxsize=256)
 def _name(attribute: str) -> bytes:
     return _short(f"cloudEvents:{attribute}") + b"S"
 
@@ -138,13 +147,19 @@ def _short(text: str) -> bytes:
     return bytes((len(encoded),)) + encoded
 
 
-def _time(us: int) -> str:
-    return f"{_seconds(us // 1_000_000)}.{us % 1_000_000:06d}Z"
+def _time(us: int) -> bytes:
+    return b"%s.%06dZ" % (_seconds(us // 1_000_000), us % 1_000_000)
 
 
 @lru_cache(maxsize=1_024)
-def _seconds(seconds: int) -> str:
-    return as_datetime(seconds * 1_000_000).strftime("%Y-%m-%dT%H:%M:%S").rjust(19, "0")
+def _seconds(seconds: int) -> bytes:
+    return as_datetime(seconds * 1_000_000).strftime("%Y-%m-%dT%H:%M:%S").rjust(19, "0").encode()
+
+
+_JSON = _short(JSON)
+_ID, _KEY = _name("id"), _name("partitionkey")
+_CORRELATION, _CAUSATION = _name("correlationid"), _name("causationid")
+_TIME = _name("time") + _LONG.pack(27)  # all times are as long
 
 
 # ── in ───────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -158,11 +173,18 @@ _ATTRIBUTES = {
     )
 }  # fmt: skip
 _PREFIXES = ("cloudEvents:", "cloudEvents_")
-_FAST_FLAGS = _P.FLAG_CONTENT_TYPE | _P.FLAG_HEADERS | _P.FLAG_DELIVERY_MODE | _P.FLAG_CORRELATION_ID | _P.FLAG_MESSAGE_ID
+_FIRST_FLAGS = 1 | _P.FLAG_CONTENT_TYPE | _P.FLAG_CONTENT_ENCODING | _P.FLAG_HEADERS  # 1: there is a second word of flags
+_TABLE_BYTES = 2 + len(_JSON)  # where the headers' length is, and where they begin
+_TABLE = _TABLE_BYTES + 4
 
 
 def record(routing_key: str, properties: bytes, body: bytes, *, position: int, now_us: int) -> tuple[Record, Headers]:
     """A message as a Record, and its headers that are no attributes of the event."""
+    try:
+        if quick := _quick(properties, body, position, now_us):
+            return quick, {}
+    except Exception:  # damaged, or by somebody else who begins alike: as everything else
+        pass
     found: dict[str, Any] = {}
     rest: Headers = {}
     try:
@@ -171,6 +193,51 @@ def record(routing_key: str, properties: bytes, body: bytes, *, position: int, n
     except Exception:  # the headers are somebody else's bytes, and beyond reading
         content_type, made, rest = None, None, {}
     return made or _foreign(routing_key, properties, rest, content_type, body, position, now_us), rest
+
+
+def _quick(raw: bytes, body: bytes, position: int, now_us: int) -> Record | None:
+    """What we write ourselves where nothing rare is set, read in the order in which _properties writes; None for all else.
+
+    Half the time of looking at each header.
+    """
+    start = raw.find(_ID, _TABLE)
+    if start < 0 or raw[2:_TABLE_BYTES] != _JSON or not (constant := _constant_of(raw[:2], raw[_TABLE:start])):
+        return None
+    end, unpack = _TABLE + _LONG.unpack_from(raw, _TABLE_BYTES)[0], _LONG.unpack_from
+    start += len(_ID) + 4
+    at = start + unpack(raw, start - 4)[0]
+    id = raw[start:at].decode()
+    time_at = at + len(_TIME)
+    if not id or raw[at:time_at] != _TIME:
+        return None
+    at = time_at + 27
+    found: list[str | None] = [None, None, None]
+    for n, name in enumerate((_KEY, _CORRELATION, _CAUSATION)):
+        if at < end and raw.startswith(name, at):
+            start = at + len(name) + 4
+            at = start + unpack(raw, start - 4)[0]
+            found[n] = raw[start:at].decode()
+    if at != end or end > len(raw):
+        return None
+    (type, source, version), (key, correlation_id, causation_id) = constant, found
+    time_us = _us(raw[time_at : time_at + 27].decode(), now_us)
+    return Record(
+        id, type, body, key, source, time_us, version, correlation_id, causation_id, None, None, None, (), position, now_us
+    )  # fmt: skip
+
+
+@lru_cache(maxsize=4_096)
+def _constant_of(flags: bytes, constant: bytes) -> tuple[str, str, int] | None:
+    """Type, source and schema version, if the properties begin as ours do and this is all there is before the id."""
+    if _FLAGS.unpack(flags)[0] & _FIRST_FLAGS != _P.FLAG_CONTENT_TYPE | _P.FLAG_HEADERS:
+        return None
+    found: dict[str, Any] = {}
+    rest: Headers = {}
+    _read(_FLAGS.pack(_P.FLAG_HEADERS) + _LONG.pack(len(constant)) + constant, found, rest)
+    if found.keys() - {"schemaversion"} != {"specversion", "type", "source"} or rest:
+        return None
+    made = _binary(found | {"id": "any"}, rest, JSON, b"", 0, 0)
+    return None if made is None else (made.type, made.source, made.schema_version)
 
 
 def _read(raw: bytes, found: dict[str, Any], rest: Headers) -> str | None:
@@ -314,7 +381,7 @@ def _us(time: Any, now_us: int) -> int:
     """When it happened: RFC 3339, or seconds or milliseconds since 1970; what is none of them counts as now."""
     try:
         if time.__class__ is str:
-            if len(time) == 27 and time[26] == "Z":
+            if len(time) == 27 and time[19] == "." and time[26] == "Z" and time.isascii() and time[20:26].isdigit():
                 return _second(time[:19]) + int(time[20:26])
             moment = msgspec.convert(time, datetime)
             return as_us(moment if moment.tzinfo else moment.replace(tzinfo=UTC))
@@ -327,4 +394,4 @@ def _us(time: Any, now_us: int) -> int:
 
 @lru_cache(maxsize=1_024)
 def _second(text: str) -> int:
-    return as_us(datetime.fromisoformat(text).replace(tzinfo=UTC))
+    return as_us(msgspec.convert(text + "Z", datetime))
