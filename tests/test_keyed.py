@@ -128,7 +128,7 @@ def test_what_is_lost_makes_room_at_once() -> None:
     gate.admit(delivery(n, "a", old) for n in range(2))
     assert numbers(gate.take(5)) == []
     old.revoked = True
-    gate.drop_revoked()
+    gate.drop_lost()
     assert (gate.waiting, gate.is_full) == (0, False)
 
 
@@ -284,8 +284,8 @@ class GateMachine(RuleBasedStateMachine):
         self.unacked.clear()
 
     @rule()
-    def drop_revoked(self) -> None:
-        self.gate.drop_revoked()
+    def drop_lost(self) -> None:
+        self.gate.drop_lost()
 
     @invariant()
     def order_is_kept(self) -> None:

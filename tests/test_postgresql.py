@@ -277,6 +277,7 @@ def test_who_cannot_connect_is_told_at_once_and_without_the_password(postgresql_
         ("postgresql://localhost/db?schema=Big", "lower-case"),
         ("postgresql://localhost/db?prepare=maybe", "on or off"),
         ("postgresql://localhost/db?wal_bytes=1000000", "unknown option"),
+        ("postgresql://localhost/db?keys=postgresql://localhost/keys", "keys are kept in no database"),
     ],
 )
 def test_a_wrong_url_is_refused(url: str, told: str) -> None:

@@ -2,15 +2,21 @@
 
 import asyncio
 import dataclasses
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import msgspec
 import pytest
 from common import run
+from fake_broker import FakeBroker, FakeServer
 from test_postgresql import beside
 
+from trilogue import App
+from trilogue.brokers.paired import Paired
 from trilogue.conformance.tools import Bench, answer, envelope, group, numbers, take
-from trilogue.events import Delivery, Lease, Record, Settlement, now_us
+from trilogue.errors import BadOption, Rejected
+from trilogue.events import Delivery, Lease, Receipt, Record, Settlement, now_us
 from trilogue.stores import inbox, open_store
 from trilogue.stores.log import slot_of
 
@@ -114,3 +120,45 @@ def test_rows_of_many_receivers_have_positions_in_the_order_of_their_commits(pos
             assert given == [(n, n + 1) for n in range(60)]
 
     run(main())
+
+
+@pytest.mark.parametrize("field", ["id", "key", "correlation_id"])
+def test_beside_a_broker_a_nul_character_is_refused_before_it_is_sent(postgresql_url: str, field: str) -> None:
+    """Its handler may fail, and then there is no row that could hold it."""
+
+    async def main() -> None:
+        server = FakeServer()
+        log = Paired(FakeBroker(server), open_store(postgresql_url))
+        await log.open()
+        try:
+            given: Any = {field: "a\x00b"}
+            sent = [envelope(1, "k"), msgspec.structs.replace(envelope(2, "k"), **given)]
+            with pytest.raises(Rejected, match="stores no NUL character: leave it out"):
+                await log.append(sent)
+            first, second = await log.publish(sent)
+            assert isinstance(first, Receipt)
+            assert isinstance(second, Rejected)
+        finally:
+            await log.close()
+
+    run(main())
+
+
+def test_an_effect_beside_a_broker_cannot_call_the_bus_that_waits_for_it(postgresql_url: str) -> None:
+    """It runs in the thread of the store's writer, whose URL is not that of the log."""
+    app, outcome = App("memory://"), list[BaseException]()
+    app.store = Paired(FakeBroker(FakeServer()), open_store(postgresql_url))
+
+    def ask() -> None:
+        with pytest.raises(BadOption) as refused, bus.transaction() as tx:
+            tx.effect(lambda _: bus.history().__next__())
+        outcome.append(refused.value)
+
+    bus = app.sync()
+    bus.__enter__()
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(20)
+    assert not thread.is_alive()  # otherwise leaving the block would hang, too
+    assert "for whose end the bus itself waits" in str(outcome[0])
+    bus.__exit__()

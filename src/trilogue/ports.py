@@ -570,10 +570,12 @@ class Inbox(Protocol):
 
 
 class InboxStore(Store, Protocol):
-    """A Store that can stand beside a broker. payload_bytes: the largest event it takes."""
+    """A Store that can stand beside a broker. payload_bytes: the largest event it takes. takes_nul: whether texts may have NUL
+    characters there."""
 
     inbox: Inbox
     payload_bytes: int
+    takes_nul: bool
 
 
 class Cursors(Protocol):

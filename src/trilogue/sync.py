@@ -85,7 +85,8 @@ class SyncApp:
 
     def _waits_for_this_thread(self) -> bool:
         here = threading.current_thread()  # the loop's runs rules and folds, the writer's effects and setups
-        return here is self._thread or here.name == f"trilogue-writer {self._app.store.url}"
+        writes = getattr(self._app.store, "store", self._app.store)  # beside a broker
+        return here is self._thread or here.name == f"trilogue-writer {writes.url}"
 
     def publish(
         self,

@@ -7,15 +7,17 @@ import subprocess
 import sys
 import threading
 import time
-from collections import defaultdict
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from confluent_kafka import TopicPartition
 from kafka_tools import happened, kafka, numbers, publish, readers, receive, run, until, url
 
+from trilogue import App, event
 from trilogue.brokers.kafka.lane import Place
 from trilogue.brokers.kafka.lanes import Lanes, lane_of
 from trilogue.events import Delivery, Record
@@ -116,11 +118,12 @@ def test_a_partition_that_goes_waits_for_what_is_out(url: str) -> None:
             async with kafka(f"{url}&partitions=2", readers()) as second:
 
                 async def is_asked() -> bool:
-                    return any(lane_of(each).draining for each in out)
+                    return any(lane_of(each).lease.ending for each in out)
 
                 await until(is_asked, "one of the two partitions is asked back")
-                moving = [each for each in out if lane_of(each).draining]
-                assert not any(each.lease.lost for each in moving)
+                moving = [each for each in out if lane_of(each).lease.ending]
+                assert not any(each.lease.revoked for each in moving)
+                assert all(each.lease.lost for each in moving), "no handler begins with them any more"
                 assert await second.receive("readers", limit=10, wait_s=0.5) == []
                 assert await first.acknowledge("readers", moving) == []
                 await publish(second, (happened(n) for n in range(20, 40)))
@@ -277,5 +280,47 @@ def test_a_worker_that_stood_still_finds_its_partitions_gone(url: str, tmp_path:
             os.kill(frozen.pid, signal.SIGCONT)
             await finished(at, file, count)
         checked(file, count)
+
+    run(main())
+
+
+# ── without a fault nothing comes twice ──────────────────────────────────────────────────────────────────────────────
+
+
+@event("thing.done", key="k")
+@dataclass(frozen=True)
+class Done:
+    k: str
+    n: int
+
+
+@pytest.mark.parametrize("beside", ["sqlite", None])
+def test_a_worker_that_joins_makes_nobody_repeat(url: str, tmp_path: Path, beside: str | None) -> None:
+    handled: Counter[int] = Counter()
+    many = 800
+
+    def worker() -> App:
+        app = App(url, store=beside and f"sqlite:///{tmp_path}/a.db")
+
+        @app.on(group="slow", concurrency=16, start="beginning")
+        async def slow(e: Done) -> None:
+            await asyncio.sleep(0.1)
+            handled[e.n] += 1
+
+        return app
+
+    async def main() -> None:
+        one, two = worker(), worker()
+        async with one.running():
+            await one.publish_many([Done(f"k{n % 40}", n) for n in range(many)])
+            await as_soon_as(lambda: len(handled) > 50)
+            async with two.running():
+                await as_soon_as(lambda: len(handled) == many)
+                await asyncio.sleep(0.5)
+        assert handled == Counter(range(many))
+
+    async def as_soon_as(holds: Callable[[], bool]) -> None:
+        while not holds():
+            await asyncio.sleep(0.02)
 
     run(main())

@@ -112,6 +112,8 @@ class Direct(Refused):
             self._check(group)
         await broker.bind(groups, work=work)
         for group in groups if work else ():
+            if group.name in self._readings:
+                continue
             reading = self._readings[group.name] = Received(group)
             reading.pump = asyncio.create_task(self._receive(reading), name=f"trilogue receive {group.name}")
 
@@ -126,16 +128,23 @@ class Direct(Refused):
             while reading.gate.is_full:
                 reading.room.clear()
                 await reading.room.wait()
+                await self._hand_over(reading)
             try:
                 came = await self._broker.receive(reading.group.name, limit=RECEIVE_RECORDS, wait_s=RECEIVE_WAIT_S)
-            except LogError as error:
-                reading.error = error  # told by the next claim: who runs the group backs off and says so
+            except Exception as error:  # whatever it is: a group that ends in silence is worse than one that tries again
+                reading.error = error if isinstance(error, LogError) else Unavailable(f"{type(error).__qualname__}: {error}")
                 reading.wake()
                 await asyncio.sleep(BACKOFF_S)
                 continue
+            await self._hand_over(reading)
             reading.admit(came)
             if not came:
                 await asyncio.sleep(NOTHING_S)  # one that answers "nothing" at once must not stop the event loop
+
+    async def _hand_over(self, reading: Received) -> None:
+        """Hand back what waits here of lanes that are about to go: what is begun now would be handled elsewhere once more."""
+        if going := reading.gate.drop_lost():
+            await self._broker.release(reading.group.name, going)
 
     async def unbind(self, group: str) -> None:
         """Stop working for one group."""
@@ -237,8 +246,12 @@ class Direct(Refused):
                 await self._publish(reading, work)
         for settlement in work.again:
             self._put_by(reading, settlement)
-        for delivery in work.back:
+        for delivery in [each for each in work.back if not each.lease.lost or each.lease.revoked]:
             reading.back(delivery)
+        if going := [each for each in work.back if each.lease.lost and not each.lease.revoked]:
+            for delivery in going:  # their lanes are about to go
+                reading.over(delivery)
+            await self._broker.release(reading.group.name, going)
         if work.done:
             work.lost += await self._broker.acknowledge(reading.group.name, work.done)
         for settlement in work.dead:

@@ -229,10 +229,11 @@ class KeyedGate:
         """The store has no rows of a key any more."""
         self.held.discard(name)
 
-    def drop_revoked(self) -> None:
-        """Forget what came from lanes that are lost: it comes again."""
-        for delivery in self._remove(lambda delivery: delivery.lease.revoked):
-            self._leaves((delivery,))
+    def drop_lost(self) -> list[Delivery]:
+        """Forget what waits here of lanes that are lost; returns what is of lanes only about to go, to be handed back."""
+        found = self._remove(lambda delivery: delivery.lease.lost)
+        self._leaves(found)
+        return [delivery for delivery in found if not delivery.lease.revoked]
 
     def clear(self) -> list[Delivery]:
         """Everything that is here and not lent, in order; nothing of it is here any more."""

@@ -189,17 +189,21 @@ class Paired:
 
     def _refusal(self, envelope: Envelope) -> Rejected | None:
         try:
-            check_envelope(envelope, self.store.payload_bytes)
+            self._check(envelope)
         except Rejected as error:
             return error
         return None
+
+    def _check(self, envelope: Envelope) -> None:
+        """Raise Rejected for what the store could not hold, should its handler fail."""
+        check_envelope(envelope, self.store.payload_bytes, takes_nul=self.store.takes_nul)
 
     async def append(self, envelopes: Sequence[Envelope], *, expected: tuple[str, int] | None = None) -> list[int]:
         """With a stream: onto the store's log, relayed from there. Without: onto the broker; offsets, or 0 if there are none."""
         if expected is not None:
             return await self.store.append(envelopes, expected=expected)
-        for envelope in envelopes:
-            check_envelope(envelope, self.store.payload_bytes)  # before anything is sent: what is sent cannot be taken back
+        for envelope in envelopes:  # before anything is sent: what is sent cannot be taken back
+            self._check(envelope)
         positions = []
         for outcome in await self.publish(envelopes):
             if not isinstance(outcome, Receipt):

@@ -46,6 +46,7 @@ class _Answers:
     emits: bool = False
     stored: list[Answer] = field(default_factory=list)
     held: list[Answer] = field(default_factory=list)
+    back: list[Delivery] = field(default_factory=list)
     lost: list[Delivery] = field(default_factory=list)
 
 
@@ -174,7 +175,7 @@ class Reader:
     async def _receive(self) -> None:
         """Receive what there is room for."""
         while not (0 < self._limit > self._gate.ready and not self._gate.is_full):
-            self._gate.drop_revoked()
+            await self._hand_over()
             self._room.clear()
             await self._room.wait()
         if self._marks.revision < 0:  # it may have been paused before
@@ -187,7 +188,13 @@ class Reader:
         if deliveries:
             await self._admit(deliveries)
         else:
+            await self._hand_over()
             await asyncio.sleep(NOTHING_S)  # a broker that answers "nothing" at once must not stop the event loop
+
+    async def _hand_over(self) -> None:
+        """Hand back what waits here of lanes that are about to go: what is begun now would be handled elsewhere once more."""
+        if going := self._gate.drop_lost():
+            await self._broker.release(self.name, going)
 
     async def _rest(self) -> None:
         """Receive nothing while the group is paused."""
@@ -330,7 +337,7 @@ class Reader:
                 self._gate.finish(delivery)
                 plan.lost.append(delivery)
             elif answer.verdict == "release":
-                self._gate.give_back(delivery)
+                self._sort_back(plan, delivery)
             elif answer.verdict != "done":
                 plan.stored.append(answer)
             else:
@@ -340,6 +347,13 @@ class Reader:
                 else:
                     self._gate.finish(delivery)
         return plan
+
+    def _sort_back(self, plan: _Answers, delivery: Delivery) -> None:
+        if delivery.lease.lost:  # its lane is about to go
+            self._gate.finish(delivery)
+            plan.back.append(delivery)
+        else:
+            self._gate.give_back(delivery)
 
     def _sort_inside(self, plan: _Answers, work: InTransaction) -> None:
         if work.deliveries[0].is_held:  # a claim lends one kind only
@@ -353,6 +367,8 @@ class Reader:
 
     def _carried_out(self, task: "asyncio.Future[list[Delivery]]") -> None:
         self._open.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.debug("group %s: %s", self.name, error)  # told to who settles; rows handed back have nobody who waits
         self._free()
 
     async def _carry_out(self, plan: _Answers) -> list[Delivery]:
@@ -365,6 +381,8 @@ class Reader:
             steps.append(self._keep(plan.stored))
         if plan.held:
             steps.append(self._settle_held(plan.held))
+        if plan.back:
+            await self._broker.release(self.name, plan.back)
         if len(steps) == 1:
             return plan.lost + await steps[0]
         results = await asyncio.gather(*steps, return_exceptions=True)

@@ -51,7 +51,6 @@ class Received:
 
     def admit(self, deliveries: Sequence[Delivery]) -> None:
         """These were received."""
-        self.gate.drop_revoked()
         for delivery, due in [entry for entry in self.in_hand.values() if entry[0].lease.revoked]:
             due.cancel()
             self.take_up(delivery)

@@ -37,13 +37,19 @@ def _text(text: str) -> str:
     return text
 
 
+def _file(text: str) -> str:
+    if "://" in text:
+        raise ValueError("a file, the same for every process that works with this log; keys are kept in no database")
+    return _text(text)
+
+
 _OURS: Mapping[str, Reader] = {
     "lease_s": number(0.1, 3600),
     "payload_bytes": whole(1, 1 << 30),
     "schema": _schema,
     "prepare": one_of("on", "off"),
     "connect_timeout_s": number(1, 300),
-    "keys": _text,
+    "keys": _file,
 }
 _LIBPQS: Mapping[str, Reader] = {
     "sslmode": one_of("disable", "allow", "prefer", "require", "verify-ca", "verify-full"),
@@ -58,6 +64,8 @@ _LIBPQS: Mapping[str, Reader] = {
 
 class PostgresqlStore(SqlStore):
     """A Store on a PostgreSQL server."""
+
+    takes_nul = False
 
     def __init__(self, server: Server, *, keys: str | None = None, **given: Any) -> None:
         super().__init__(server.url, frozenset(Feature), **given)
@@ -80,7 +88,7 @@ class PostgresqlStore(SqlStore):
         """Publish with the commit of the user's own transaction; fires from here too, whether or not a worker runs."""
         self._opened()
         for envelope in envelopes:
-            check_envelope(envelope, self.payload_bytes, takes_nul=False)
+            check_envelope(envelope, self.payload_bytes, takes_nul=self.takes_nul)
         await outside.put(tx, self.url, self._database.schema, envelopes, due_us or 0)
         self._has_put = True
         self._database.hurry()

@@ -64,6 +64,7 @@ class SqlStore:
 
     durability: Durability
     inbox: InboxPort
+    takes_nul = True
 
     def __init__(
         self,
@@ -128,7 +129,7 @@ class SqlStore:
         """Put envelopes on the log: all or none, in this order, durable on return."""
         self._opened()
         for envelope in envelopes:
-            append.check_envelope(envelope, self.payload_bytes, takes_nul=self._db.sql.dialect.takes_nul)
+            append.check_envelope(envelope, self.payload_bytes, takes_nul=self.takes_nul)
         stream, version = expected or (None, ANY_VERSION)
         if stream is not None:
             append.check_stream(stream)
@@ -287,9 +288,9 @@ class SqlStore:
 
     async def schedule(self, envelopes: Sequence[Envelope], due_us: int) -> None:
         """Put envelopes on the log at that time."""
-        takes_nul = self._opened().sql.dialect.takes_nul
+        self._opened()
         for envelope in envelopes:
-            append.check_envelope(envelope, self.payload_bytes, takes_nul=takes_nul)
+            append.check_envelope(envelope, self.payload_bytes, takes_nul=self.takes_nul)
         await self._write(lambda sql: timers.schedule(sql, self._db.writer_types, envelopes, due_us), rows=len(envelopes))
         self._scheduled(due_us)
 

@@ -21,23 +21,36 @@ from trilogue.ports import Progress
 
 
 class LaneLease(Lease):
-    """The right to acknowledge what came from one partition, while it is assigned to us."""
+    """The right to acknowledge what came from one partition, while it is assigned to us.
 
-    __slots__ = ("lane",)
+    ending: the partition is about to go: what is being handled is finished, nothing more is begun.
+    """
+
+    __slots__ = ("ending", "lane")
 
     def __init__(self, lane: "Assigned", clock: Callable[[], int]) -> None:
         super().__init__(lane.partition, 0, 0, clock)
-        self.lane = lane
+        self.lane, self.ending = lane, False
+
+    @property
+    def lost(self) -> bool:
+        """Whether a handler must not start any more."""
+        return self.ending or self.revoked or self.clock() > self.until_us
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing can be finished any more."""
+        return self.revoked or self.clock() > self.until_us
 
 
 class Assigned(Lane):
     """A partition that is ours.
 
-    skip: offsets that were finished before it came. back: lent once and handed back. draining: it is about to go, nothing more
-    of it is lent. committed: what the last commit said. trouble: why it does not go on. moved_s: when something was finished.
+    skip: offsets that were finished before it came. back: lent once and handed back. committed: what the last commit said.
+    trouble: why it does not go on. moved_s: when something was finished.
     """
 
-    __slots__ = ("back", "committed", "draining", "lease", "moved_s", "name", "partition", "skip", "topic", "trouble")
+    __slots__ = ("back", "committed", "lease", "moved_s", "name", "partition", "skip", "topic", "trouble")
 
     def __init__(self, topic: str, partition: int, place: Place, clock: Callable[[], int]) -> None:
         super().__init__(place)
@@ -45,7 +58,6 @@ class Assigned(Lane):
         self.skip = frozenset(place.finished)
         self.lease = LaneLease(self, clock)
         self.back: set[int] = set()
-        self.draining = False
         self.committed: Place | None = None
         self.trouble: LogError | None = None
         self.moved_s = time.monotonic()
@@ -109,7 +121,7 @@ class Lanes:
             while self._returned and len(taken) < limit:
                 delivery = self._returned.pop(0)
                 lane = lane_of(delivery)
-                if not (delivery.lease.revoked or lane.draining):
+                if not (lane.lease.revoked or lane.lease.ending):
                     lane.back.discard(delivery.record.position)
                     taken.append(delivery)
             self._take_fresh(taken, limit)
@@ -121,7 +133,7 @@ class Lanes:
             item = buffer.popleft()
             lane = item[0] if isinstance(item, tuple) else lane_of(item)
             # What is dropped here comes again elsewhere, so its lane must not get past it.
-            if lane.lease.revoked or lane.draining:
+            if lane.lease.revoked or lane.lease.ending:
                 continue
             if isinstance(item, tuple):
                 lane.skip_to(item[1])
@@ -157,9 +169,10 @@ class Lanes:
         """Where the lanes of these will be once they are finished; raises LeaseLost."""
         by_lane: dict[Assigned, list[int]] = {}
         for delivery in deliveries:
-            if delivery.lease.lost:
-                raise LeaseLost(f"group {self._group!r}: {lane_of(delivery).name} belongs to another process now")
-            by_lane.setdefault(lane_of(delivery), []).append(delivery.record.position)
+            lane = lane_of(delivery)
+            if lane.lease.is_over:
+                raise LeaseLost(f"group {self._group!r}: {lane.name} belongs to another process now")
+            by_lane.setdefault(lane, []).append(delivery.record.position)
         with self._lock:
             places = [(lane.name, lane.place_after(offsets)) for lane, offsets in by_lane.items()]
         return [Progress(name, place.next, place.finished) for name, place in places]
@@ -183,7 +196,7 @@ class Lanes:
         until = time.monotonic() + limit_s
         with self._lock:
             for lane in lanes:
-                lane.draining = True
+                lane.lease.ending = True
             while any(len(lane.out) > len(lane.back) for lane in lanes) and not is_stopping():
                 left_s = until - time.monotonic()
                 if left_s <= 0:

@@ -67,6 +67,7 @@ class Member:
         self._turned_s = time.monotonic()
         self._subscribed: list[str] = []
         self._halted = False
+        self._ending = False
         self._broken: Exception | None = None
         self._commit_at_s = 0.0
         self._wants = lru_cache(maxsize=4_096)(lambda event_type: matches_any(group.patterns, event_type))
@@ -80,6 +81,9 @@ class Member:
         until = time.monotonic() + wait_s
         while True:
             self._arrived.clear()
+            if self._ending:  # who receives hands back what waits there of partitions that are about to go
+                self._ending = False
+                return []
             if not self.paused and (taken := self._lanes.take(limit)):
                 return taken
             self._raise_trouble()
@@ -329,6 +333,8 @@ class Member:
 
     def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         lanes = self._lanes.of((each.topic, each.partition) for each in partitions)
+        self._ending = any(lane.out for lane in lanes)
+        self._call(self._wake)
         self._lanes.drain(lanes, min(self._settings.drain_s, self._settings.session_s / 3), self._stopping.is_set)
         # Revoked first: what is acknowledged after the commit was made up would be told finished, and come again.
         self._lanes.revoke(lanes)
