@@ -177,6 +177,7 @@ class GateMachine(RuleBasedStateMachine):
         self.checks: list[Delivery] = []
         self.claims = 0
         self.rows: dict[str, list[int]] = defaultdict(list)
+        self.asked: list[str] | None = None
         self.done: dict[str | None, list[int]] = defaultdict(list)
 
     @rule(key=st.sampled_from(KEYS))
@@ -275,6 +276,18 @@ class GateMachine(RuleBasedStateMachine):
         """Another worker finishes the first row of a key."""
         if self.rows[key]:
             self.done[key].append(self.rows[key].pop(0))
+
+    @rule()
+    def ask_which_are_held(self) -> None:
+        self.gate.begin_learning_anew()
+        self.asked = [key for key, rows in self.rows.items() if rows]
+
+    @precondition(lambda self: self.asked is not None)
+    @rule()
+    def learn_anew(self) -> None:
+        self.gate.learn_anew(self.asked or ())
+        assert self.gate.held >= {key for key, rows in self.rows.items() if rows}
+        self.asked = None
 
     @rule()
     def lose_the_lane(self) -> None:

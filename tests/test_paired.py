@@ -13,6 +13,7 @@ import pytest
 from fake_broker import FakeBroker, FakeServer
 
 from trilogue import App, Db, Later, Retry, SeekTo, event
+from trilogue.brokers import reader
 from trilogue.brokers.paired import Paired
 from trilogue.errors import Conflict, LeaseLost, Rejected, Unavailable, Unsupported
 from trilogue.events import Delivery, Envelope, Group, InTransaction, Settlement, new_id, now_us, set_clock
@@ -452,6 +453,20 @@ async def test_held_worked_off_and_never_acknowledged_does_not_come_behind_the_o
             await answer(other, [first])
             assert (await inbox.divert("g", [out[0]])).held == [True]
             assert await rest(other) == [1, 2]
+
+
+@ran
+async def test_keys_that_are_held_no_more_are_forgotten(server: FakeServer, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader, "HELD_KEYS", 10)
+    async with opened(server, url, group()) as log:
+        held = log._readers["g"]._gate
+        for start in range(0, 100, 20):
+            await log.publish([envelope(n, f"k{n}") for n in range(start, start + 20)])
+            await answer(log, await take(log, 20), "retry", after_us=0)
+            await answer(log, await take(log, 20))
+        await until(lambda: log.idle(["g"]))
+        await log._readers["g"].look()
+        assert len(held.held) <= 40
 
 
 @ran

@@ -14,12 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from confluent_kafka import TopicPartition
+from confluent_kafka import Message, TopicPartition
 from kafka_tools import happened, kafka, numbers, publish, readers, receive, run, until, url
 
 from trilogue import App, event
 from trilogue.brokers.kafka.lane import Place
 from trilogue.brokers.kafka.lanes import Lanes, lane_of
+from trilogue.brokers.kafka.member import Member
+from trilogue.brokers.kafka.settings import read
 from trilogue.events import Delivery, Record
 
 __all__ = ["url"]
@@ -324,3 +326,35 @@ def test_a_worker_that_joins_makes_nobody_repeat(url: str, tmp_path: Path, besid
             await asyncio.sleep(0.02)
 
     run(main())
+
+
+# ── in the middle of receiving ───────────────────────────────────────────────────────────────────────────────────────
+
+
+class Moving:
+    """A consumer whose partition goes and comes again, from offset 5, between two of its calls."""
+
+    def __init__(self, lanes: Lanes, *, moves: bool) -> None:
+        self.lanes, self.moves = lanes, moves
+
+    def poll(self, _: float) -> Message:
+        return self._message(9)
+
+    def consume(self, *_: float) -> list[Message]:
+        if self.moves:
+            self.lanes.forget(self.lanes.all())
+            self.lanes.add({("t", 0): Place(5)}, lambda: 0)
+            return [self._message(5), self._message(6)]
+        return [self._message(10)]
+
+    def _message(self, offset: int) -> Message:
+        return Message(topic="t", partition=0, offset=offset, value=b"{}")
+
+
+@pytest.mark.parametrize(("moves", "offsets"), [(False, [9, 10]), (True, [5, 6])])
+def test_a_message_of_an_assignment_that_is_over_is_not_taken_for_one_of_the_next(moves: bool, offsets: list[int]) -> None:
+    member = object.__new__(Member)  # without its thread
+    member._settings, member._lanes, member._halted = read("kafka://nowhere"), Lanes("readers"), False
+    member._lanes.add({("t", 0): Place(9)}, lambda: 0)
+    messages = member._poll(Moving(member._lanes, moves=moves))  # type: ignore[arg-type]
+    assert [message.offset() for message in messages] == offsets

@@ -140,9 +140,13 @@ def test_a_damaged_message_is_read_alike_both_ways(data: st.DataObject) -> None:
     assert quick == plain
 
 
-@given(
-    st.from_regex(r"\A[0-9T:.,Z+_ -]{27}\Z") | st.datetimes().map(lambda at: at.strftime("%Y-%m-%dT%H:%M:%S.%fZ").rjust(27, "0"))
+ODD_MOMENTS = st.sampled_from(
+    ["2020-01-01T00:00:00,123456Z", "2020-01-01T00:00:00.+1234_Z", "2020-01-01T00:00:00.١٢٣٤٥٦Z", "2020-W01-1T00:00:00.000000Z"]  # noqa: RUF001
 )
+MOMENTS = st.datetimes().map(lambda at: at.strftime("%Y-%m-%dT%H:%M:%S.%fZ").rjust(27, "0"))
+
+
+@given(MOMENTS | ODD_MOMENTS | st.from_regex(r"\A[0-9T:.,Z+_ -]{27}\Z"))
 def test_a_time_is_what_it_is_when_it_is_read_whole(text: str) -> None:
     try:
         whole = as_us(msgspec.convert(text, datetime).astimezone(UTC))

@@ -56,6 +56,8 @@ def check_wanted(wanted: Wanted) -> None:
         raise BadOption("--url and --db both name a log: give one of them")
     if wanted.store is not None and not is_broker(wanted.url):
         raise BadOption("--store belongs beside amqp:// and kafka:// only, and --url names neither")
+    if wanted.store == "none":
+        raise BadOption("a demonstration keeps tables and timers in a store: leave --store out for a throw-away file")
     if wanted.db is not None:
         file_of(wanted.db)
 

@@ -43,6 +43,7 @@ class KeyedGate:
     def __init__(self, *, ordered: bool) -> None:
         self.ordered = ordered
         self.held: set[str] = set()
+        self._learnt: set[str] = set()
         self.out = 0
         self.waiting = 0
         self._bytes = 0
@@ -162,7 +163,7 @@ class KeyedGate:
         name = delivery.record.key
         if name is None or not self.ordered:
             return True
-        self.held.add(name)
+        self.learn((name,))
         key = self._keys.get(name)
         return key is None or not key.out
 
@@ -201,7 +202,18 @@ class KeyedGate:
 
     def learn(self, names: Iterable[str]) -> None:
         """These keys have rows in the store."""
-        self.held.update(names)
+        new = set(names)
+        self.held |= new
+        self._learnt |= new
+
+    def begin_learning_anew(self) -> None:
+        """From now on it is asked which keys have rows: what is learnt meanwhile counts beside the answer."""
+        self._learnt.clear()
+
+    def learn_anew(self, names: Iterable[str]) -> None:
+        """The answer: these keys have rows, and no others but those learnt since it was asked."""
+        self.held = self._learnt | set(names)
+        self._learnt.clear()
 
     @property
     def has_checks(self) -> bool:
@@ -228,6 +240,7 @@ class KeyedGate:
     def not_held(self, name: str) -> None:
         """The store has no rows of a key any more."""
         self.held.discard(name)
+        self._learnt.discard(name)
 
     def drop_lost(self) -> list[Delivery]:
         """Forget what waits here of lanes that are lost; returns what is of lanes only about to go, to be handed back."""

@@ -31,6 +31,7 @@ PAUSED_LOOK_S = 0.25
 NOTHING_S = 0.01
 DIVERT_RECORDS = 1_000
 LANE_RECORDS = 200
+HELD_KEYS = 10_000
 BACKOFF_S = 1.0
 STOP_S = 5.0
 
@@ -79,6 +80,7 @@ class Reader:
         self._held_first = False
         self._marks = Marks(0, -1, paused=False)
         self._quiet: dict[str, int] = {}
+        self._most_held = HELD_KEYS
         self._wake, self._room, self._check = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._open: set[asyncio.Future[list[Delivery]]] = set()
         self._emitting = asyncio.Lock()
@@ -240,7 +242,15 @@ class Reader:
     async def look(self) -> None:
         """Something may have changed in the store."""
         await self._refresh()
+        if len(self._gate.held) > self._most_held:
+            await self._learn_anew()
         self._free()
+
+    async def _learn_anew(self) -> None:
+        """Forget the keys whose rows are gone: most keys that ever failed never come again to be looked up."""
+        self._gate.begin_learning_anew()
+        self._gate.learn_anew(await self._store.inbox.held_keys(self.name, 0))
+        self._most_held = max(HELD_KEYS, 2 * len(self._gate.held))
 
     def _note(self, before: int, after: int) -> None:
         """Rows were added here, between these marks; what others have added is still to be learnt."""

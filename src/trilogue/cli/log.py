@@ -106,7 +106,9 @@ def near(name: str, names: Iterable[str], *, likeness: float = 0.6) -> str:
 
 
 async def type_question(store: Store, type: str) -> str | None:
-    """None for a type the log has; otherwise ` did you mean 'x'?` for a near one that it has, or nothing."""
+    """None for a type the log has, or if it cannot be asked; otherwise ` did you mean 'x'?` for a near one, or nothing."""
+    if Feature.HISTORY not in store.features:
+        return None
     # The newest record of a type is found at once, or there is none at all; status() would count every group's lag.
     if await store.read(Query(types=(type,), reverse=True, limit=1)):
         return None

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from trilogue.brokers import DEFAULT_STORE, is_broker, open_log
+from trilogue.brokers import DEFAULT_STORE, is_broker
 from trilogue.conformance.places import Place, folder_beside, place_of
 from trilogue.conformance.tools import PROMISES, Promise, Skipped
 
@@ -31,11 +31,21 @@ async def check(url: str, promises: Sequence[Promise] = PROMISES, *, store: str 
     queues and topics of their own, with leases of about a second.
     Raises a WiringError for a URL that is none, Unavailable for a place that cannot be written.
     """
-    open_log(url, store=store)
     behind = store if is_broker(url) else url
     with folder_beside(behind) as folder:
+        await _reach(place_of(url, store, folder, "reach"))
         for promise in promises:
             yield await _outcome(promise, place_of(url, store, folder, promise.name))
+
+
+async def _reach(place: Place) -> None:
+    """Say what is wrong with a URL once, and not for every promise."""
+    log = place.open()
+    await log.open()
+    try:
+        await log.close()
+    finally:
+        await place.remove()
 
 
 async def _outcome(promise: Promise, place: Place) -> Outcome:

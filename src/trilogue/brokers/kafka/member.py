@@ -210,7 +210,13 @@ class Member:
         message = consumer.poll(POLL_S)
         if message is None:
             return []
-        return [message, *consumer.consume(min(room, BATCH) - 1, 0)] if room > 1 else [message]
+        if room == 1:
+            return [message]
+        partition = (message.topic() or "", message.partition() or 0)
+        lane = self._lanes.get(partition)
+        more = consumer.consume(min(room, BATCH) - 1, 0)
+        # That calls back: its partition may have gone, and come again from its committed place. Then so does the message.
+        return [message, *more] if self._lanes.get(partition) is lane else more
 
     def _poll_full(self, consumer: Consumer, beyond: int) -> list[Message]:
         self._room.clear()

@@ -181,10 +181,11 @@ _TABLE = _TABLE_BYTES + 4
 def record(routing_key: str, properties: bytes, body: bytes, *, position: int, now_us: int) -> tuple[Record, Headers]:
     """A message as a Record, and its headers that are no attributes of the event."""
     try:
-        if quick := _quick(properties, body, position, now_us):
-            return quick, {}
-    except Exception:  # damaged, or by somebody else who begins alike: as everything else
-        pass
+        quick = _quick(properties, body, position, now_us)
+    except Exception:  # damaged, or by somebody else who begins alike: read as all else
+        quick = None
+    if quick is not None:
+        return quick, {}
     found: dict[str, Any] = {}
     rest: Headers = {}
     try:
