@@ -154,7 +154,13 @@ def test_a_broker_that_keeps_what_is_its_own_keeps_no_schema(
     monkeypatch.setattr(places, "_delete_queues", fails)
     with services.rabbitmq_vhost() as url:
         assert main(["certify", url, "--store", postgresql, "--only", "retry_waits"]) == 1
-    assert "it is away" in capsys.readouterr().out
+    assert "it is away" in capsys.readouterr().err
+    assert schemas(postgresql) == []
+
+
+def test_a_broker_that_is_not_there_leaves_no_schema(capsys: Captured, postgresql: str) -> None:
+    assert main(["certify", "amqp://127.0.0.1:1/", "--store", postgresql, "--only", "retry_waits"]) == 1
+    assert "127.0.0.1:1" in capsys.readouterr().err
     assert schemas(postgresql) == []
 
 

@@ -163,6 +163,15 @@ def test_clearing_gives_back_everything_in_order() -> None:
     assert gate.is_idle
 
 
+def test_what_is_learnt_while_it_is_asked_counts_beside_the_answer() -> None:
+    gate = KeyedGate(ordered=True)
+    gate.learn(["gone", "there"])
+    gate.begin_learning_anew()
+    gate.learn(["new"])
+    gate.learn_anew(["there"])
+    assert gate.held == {"there", "new"}
+
+
 class GateMachine(RuleBasedStateMachine):
     """One lane per key, so that the order of a key is the order of numbers; the store is a set of rows by key."""
 

@@ -288,6 +288,28 @@ def test_a_consumer_the_server_does_not_know_any_more_is_noticed() -> None:
     run(main())
 
 
+def test_a_consumer_that_is_given_nothing_beside_others_is_noticed() -> None:
+    async def main() -> None:
+        with rabbitmq_vhost() as url:
+            group = Group("readers", ("video.#",), ordered=False)
+            async with opened(f"{url}?prefetch=1", group) as other, opened(url, group, restarts=1) as broker:
+                consumer = broker._consumers["readers"]
+                channel = consumer._channel
+                assert channel is not None
+                from pika import spec
+
+                await channel.call(spec.Basic.Cancel("trilogue"))
+                await published(broker, [envelope(n) for n in range(3)])
+                await taken(other, "readers", 1)
+                assert await broker.receive("readers", limit=1, wait_s=0.2) == []
+                await consumer.verify()
+                assert not channel.closed.done(), "once may be a coincidence"
+                await consumer.verify()
+                await taken(broker, "readers", 2)
+
+    run(main())
+
+
 def test_every_consumer_consumes_again_after_its_connection_was_cut_many_times() -> None:
     async def main() -> None:
         with rabbitmq_vhost() as url:

@@ -4,11 +4,12 @@ sqlite:///video.db ──▶ folder/trilogue-certify-…/<promise>.db, removed a
 """
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from trilogue.brokers import DEFAULT_STORE, is_broker
+from trilogue.brokers import DEFAULT_STORE, is_broker, open_log
 from trilogue.conformance.places import Place, folder_beside, place_of
 from trilogue.conformance.tools import PROMISES, Promise, Skipped
 
@@ -31,6 +32,7 @@ async def check(url: str, promises: Sequence[Promise] = PROMISES, *, store: str 
     queues and topics of their own, with leases of about a second.
     Raises a WiringError for a URL that is none, Unavailable for a place that cannot be written.
     """
+    open_log(url, store=store)  # or what is wrong with its options would be hidden by those of a place
     behind = store if is_broker(url) else url
     with folder_beside(behind) as folder:
         await _reach(place_of(url, store, folder, "reach"))
@@ -41,7 +43,12 @@ async def check(url: str, promises: Sequence[Promise] = PROMISES, *, store: str 
 async def _reach(place: Place) -> None:
     """Say what is wrong with a URL once, and not for every promise."""
     log = place.open()
-    await log.open()
+    try:
+        await log.open()
+    except BaseException:
+        with contextlib.suppress(Exception):
+            await place.remove_schema()
+        raise
     try:
         await log.close()
     finally:

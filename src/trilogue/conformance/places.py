@@ -23,6 +23,7 @@ from trilogue.urls import split
 
 REMOVE_S = 30.0
 SHORT_LEASE_S = "0.5"
+POSTGRESQL = ("postgresql", "postgres")
 
 
 @contextlib.contextmanager
@@ -59,13 +60,19 @@ class Place:
             if failed is not None:
                 raise failed
 
+    async def remove_schema(self) -> None:
+        """Remove what opening a store has made, where the broker then was not there."""
+        for url in (self.url, self.store):
+            if url is not None and split(url).scheme in POSTGRESQL:
+                await self._remove(url)
+
     async def _remove(self, url: str) -> None:
         match split(url).scheme:
             case "amqp" | "amqps":
                 await asyncio.to_thread(_delete_queues, url, self.groups)
             case "kafka" | "kafka+ssl":
                 await _delete_topics(url)
-            case "postgresql" | "postgres":
+            case scheme if scheme in POSTGRESQL:
                 await asyncio.to_thread(_drop_schema, url)
 
 

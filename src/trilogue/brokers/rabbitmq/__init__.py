@@ -11,6 +11,7 @@ Run with RabbitMQ 3.10.8 (Debian 12). Written for 4.x too and not run there; cla
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Awaitable, Callable, Sequence
 
 from trilogue.brokers.rabbitmq import dead, topology
@@ -26,6 +27,8 @@ from trilogue.ports import Broker, Cursors, DeadLetter, Feature, LaneStatus, Pro
 from trilogue.stores.append import check_envelope
 
 VERIFY_S = 15.0
+
+log = logging.getLogger("trilogue")
 _WITH_HISTORY = "sqlite:///file.db, postgresql://… and kafka://… can"
 
 
@@ -119,7 +122,10 @@ class RabbitMQ:
         while True:
             await asyncio.sleep(VERIFY_S)
             for consumer in list(self._consumers.values()):
-                await consumer.verify()
+                try:
+                    await consumer.verify()
+                except Exception as error:  # the connection goes meanwhile: it is looked at again
+                    log.debug("group %s: its consumer could not be looked at: %s", consumer.group.name, error)
 
     async def unbind(self, group: str) -> None:
         """Stop receiving for one group."""

@@ -63,6 +63,7 @@ class Consumer:
         self._buffer: deque[Delivery] = deque()
         self._acks = Acks()
         self._moved_at = self._loop.time()
+        self._silent = 0
         self._arrived: asyncio.Future[None] | None = None
         self._patience_s = PATIENCE_S
         self.is_paused = False
@@ -98,27 +99,33 @@ class Consumer:
             raise
         self._patience_s = PATIENCE_S
 
-    async def _check(self, link: Link) -> None:
-        """Whether the server knows of a consumer: a connection that is back without its consumer would stand still for good."""
+    async def _check(self, link: Link) -> int:
+        """How many messages wait; raises Unavailable where the server knows of no consumer: nothing would ever come."""
         found = await topology.look(link, self._options.queue(self.group.name))
         if found is None or not found.consumers:
             raise Unavailable(
                 f"{self._options.url}: the queue of group {self.group.name!r} has no consumer after consuming began"
             )
+        return found.ready
 
     async def verify(self) -> None:
-        """End the channel if the server does not know its consumer any more."""
+        """End the channel if the server does not know its consumer any more, or gives it nothing of what waits."""
         channel = self._channel
         if channel is None or channel.link.lost.done():
             return
         try:
-            await self._check(channel.link)
+            waiting = await self._check(channel.link)
+            # Where the queue has other consumers, too, it only shows by that. An ordered one gives to one of them alone.
+            is_silent = waiting > 0 and not (self.group.ordered or self.is_paused or self._buffer or self._acks.out)
+            self._silent = self._silent + 1 if is_silent else 0
+            if self._silent > 1:
+                raise Unavailable(f"{self._options.url}: group {self.group.name!r} is given nothing of {waiting:,} messages")
         except Unavailable as error:
             if not channel.closed.done():
                 channel.closed.set_result(error)
 
     def _begin(self, channel: Channel) -> None:
-        self._channel = channel
+        self._channel, self._silent = channel, 0
         self._lease = Lease(0, self._lease.epoch + 1, _NEVER_US, _no_clock)
         self._acks = Acks()
         self._buffer.clear()
