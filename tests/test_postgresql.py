@@ -25,7 +25,8 @@ from trilogue.errors import BadOption, Conflict, LogError, OutcomeUnknown, Rejec
 from trilogue.ports import Query, Store
 from trilogue.stores import open_store, postgresql, postgresql_schema
 from trilogue.stores import postgresql_database as database_module
-from trilogue.stores.postgresql import PgConnection, Translator
+from trilogue.stores.postgresql import PgConnection
+from trilogue.stores.postgresql_sql import Translator
 from trilogue.stores.transaction import SqlTransaction
 
 READERS = group()

@@ -23,6 +23,7 @@ NAMES = ("sqlite", "postgresql", "amqp+sqlite", "amqp+postgresql", "kafka+sqlite
 SERVERS = {"postgresql": "postgresql", "amqp": "rabbitmq", "kafka": "kafka"}
 # Short enough that what rests on them is seen in seconds, long enough that nothing but a fault lets them run out.
 LEASE_S, SESSION_S = 3, 6
+IN_FLIGHT = 64  # records of a group at a worker of a broker: little, so that what is repeated at most says something
 FOR_EVER = 1 << 62  # bytes
 
 
@@ -89,9 +90,9 @@ class Site:
 
     def _broker(self, scheme: str, corner: contextlib.ExitStack, proxied: bool) -> str:
         if scheme == "amqp":
-            return self._through("rabbitmq", corner.enter_context(rabbitmq_vhost()), proxied)
+            return f"{self._through('rabbitmq', corner.enter_context(rabbitmq_vhost()), proxied)}?prefetch={IN_FLIGHT}"
         url = corner.enter_context(kafka_prefix())
-        return f"{self._through('kafka', url, proxied)}&partitions=4&session_s={SESSION_S}"
+        return f"{self._through('kafka', url, proxied)}&partitions=4&session_s={SESSION_S}&in_flight={IN_FLIGHT}"
 
     def _through(self, name: str, url: str, proxied: bool) -> str:
         return self.proxies[name].through(url) if proxied else url

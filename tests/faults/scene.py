@@ -17,8 +17,10 @@ from urllib.parse import urlsplit
 
 from checker import History, check, load, rows
 from crew import Crew, until
-from places import LEASE_S, SESSION_S, Site, broker_of, database_of
+from places import IN_FLIGHT, LEASE_S, SESSION_S, Site, broker_of, database_of
 from workload import PLAIN, TABLES, is_poison
+
+from trilogue.brokers.kafka.member import SPILL
 
 WORKLOAD = Path(__file__).with_name("workload.py")
 RATE = 150  # events a second and publisher
@@ -26,8 +28,8 @@ WARM = 150  # handlings of each group before the fault
 RECOVERY_S = 60.0  # after which a consumer that does not come back is given up
 AFTER_S = 2.0  # of work after everybody is back
 GROUPS = (*PLAIN, *TABLES)
-# How much of a group may be out at a worker: prefetch, in_flight, a claim.
-UNDER_WAY = {"rabbitmq": 256, "kafka": 2_000, None: 1_000}
+# How much of a group may be out at a worker: prefetch; in_flight and what it takes while it is full; a claim.
+UNDER_WAY = {"rabbitmq": IN_FLIGHT, "kafka": IN_FLIGHT + SPILL, None: 1_000}
 
 
 @dataclass

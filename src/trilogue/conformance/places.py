@@ -149,7 +149,8 @@ async def _delete_topics(url: str) -> None:
 
 
 def _drop_schema(url: str) -> None:
-    from trilogue.stores.postgresql import connect, quoted, translated
+    from trilogue.stores.postgresql import connect, translated
+    from trilogue.stores.postgresql_sql import quoted
     from trilogue.stores.postgresql_store import open_postgresql
 
     server = open_postgresql(split(url), url).server

@@ -29,9 +29,7 @@ from trilogue.stores.log import Types
 from trilogue.stores.postgresql import (
     Connection,
     PgConnection,
-    PgSql,
     Server,
-    Translator,
     begin,
     connect,
     cut,
@@ -39,6 +37,7 @@ from trilogue.stores.postgresql import (
     translate,
     translated,
 )
+from trilogue.stores.postgresql_sql import PgSql, Translator
 from trilogue.stores.transaction import SqlTransaction
 from trilogue.stores.userdb import ONLY_READS, check_statements
 from trilogue.stores.writer import Writer

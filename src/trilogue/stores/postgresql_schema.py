@@ -12,7 +12,8 @@ from psycopg import errors
 from trilogue.errors import Unavailable, Unsupported
 from trilogue.events import Durability
 from trilogue.stores.dialect import Sql
-from trilogue.stores.postgresql import Connection, Server, connect, quoted
+from trilogue.stores.postgresql import Connection, Server, connect
+from trilogue.stores.postgresql_sql import quoted
 
 SCHEMA_VERSION = 1
 LOCK_S = 5
