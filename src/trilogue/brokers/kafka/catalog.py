@@ -86,7 +86,9 @@ class Catalog:
         if any(name not in self._topics for name in names):
             async with self._turn:
                 await self._make(names, partitions, self._config(kept))
-        await self._wait_for_leaders([name for name in names if name not in self._led])
+        if any(name not in self._led for name in names):
+            async with self._turn:  # of many that publish at once, one asks
+                await self._wait_for_leaders([name for name in names if name not in self._led])
         if partitions is None:
             self._check(names)
 
