@@ -11,15 +11,17 @@ from typing import Any
 
 import pytest
 from fake_broker import FakeBroker, FakeServer
+from services import postgresql_database
 
 from trilogue import App, Db, Later, Retry, SeekTo, event
 from trilogue.brokers import reader
 from trilogue.brokers.paired import Paired
 from trilogue.errors import Conflict, LeaseLost, Rejected, Unavailable, Unsupported
-from trilogue.events import Delivery, Envelope, Group, InTransaction, Settlement, new_id, now_us, set_clock
+from trilogue.events import KEY_CHARS, Delivery, Envelope, Group, InTransaction, Settlement, new_id, now_us, set_clock
 from trilogue.ports import Feature, Place, Progress, Query
 from trilogue.relay import RELAY, Relay
 from trilogue.stores import open_store
+from trilogue.stores.append import ID_CHARS
 
 WITHIN_S = 20
 AT_ONCE = Retry(5, "1ms..1ms")
@@ -453,6 +455,19 @@ async def test_held_worked_off_and_never_acknowledged_does_not_come_behind_the_o
             await answer(other, [first])
             assert (await inbox.divert("g", [out[0]])).held == [True]
             assert await rest(other) == [1, 2]
+
+
+@ran
+async def test_keys_and_ids_of_others_that_no_store_takes_are_made_to_fit(server: FakeServer) -> None:
+    with postgresql_database() as url:
+        async with opened(server, url, group()) as log:
+            for key, id in (("a\x00b", "1"), ("c", "i\x002"), ("d" * 9_000, "3"), ("e", "4" * 9_000)):
+                server.store(Envelope(id, "thing.made", b"0", key))
+            await answer(log, await take(log, 4), "dead", error="boom")
+            records = {letter.record.id[:3]: letter.record for letter in await log.dead("g")}
+    assert (records["1"].key, records["i\\x"].id) == ("a\\x00b", "i\\x002")
+    assert len(records["444"].id) == ID_CHARS
+    assert len(records["3"].key or "") == KEY_CHARS
 
 
 @ran

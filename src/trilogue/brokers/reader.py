@@ -15,16 +15,20 @@ InTransaction          effects, emits, rows and place in one transaction of the 
 import asyncio
 import contextlib
 import dataclasses
+import hashlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
+import msgspec
+
 from trilogue.brokers.keyed import KeyedGate
 from trilogue.errors import LeaseLost
-from trilogue.events import Delivery, Group, InTransaction, Receipt, Record, Settlement
+from trilogue.events import KEY_CHARS, Delivery, Group, InTransaction, Receipt, Record, Settlement
 from trilogue.ports import Broker, InboxStore, Marks, Place
 from trilogue.relay import Outcome, Publish, confirmed, is_refused
+from trilogue.stores.append import ID_CHARS
 
 WAIT_S = 60.0
 PAUSED_LOOK_S = 0.25
@@ -217,6 +221,7 @@ class Reader:
             except Exception as error:  # they cannot be received again: who is held must be known before they go on
                 log.warning("group %s: the store beside it does not answer: %s", self.name, error)
                 await asyncio.sleep(BACKOFF_S)
+        self._make_fit(deliveries)
         self._mark_replay(deliveries)
         self._gate.admit(deliveries)
         if self._gate.has_checks:
@@ -251,6 +256,16 @@ class Reader:
         self._gate.begin_learning_anew()
         self._gate.learn_anew(await self._store.inbox.held_keys(self.name, 0))
         self._most_held = max(HELD_KEYS, 2 * len(self._gate.held))
+
+    def _make_fit(self, deliveries: Iterable[Delivery]) -> None:
+        """Keys and ids of other programs as the store takes them, should it have to keep one."""
+        takes_nul = self._store.takes_nul
+        for delivery in deliveries:
+            record, key = delivery.record, delivery.record.key
+            is_long = len(record.id) > ID_CHARS or (key is not None and len(key) > KEY_CHARS)
+            if is_long or not (takes_nul or "\x00" not in f"{record.id}{key}"):
+                key = None if key is None else _fitting(key, KEY_CHARS)
+                delivery.record = msgspec.structs.replace(record, id=_fitting(record.id, ID_CHARS), key=key)
 
     def _note(self, before: int, after: int) -> None:
         """Rows were added here, between these marks; what others have added is still to be learnt."""
@@ -459,6 +474,8 @@ class Reader:
                 self._hand_back(answers)
             return deliveries
         except BaseException:
+            # Not at once: what the store cannot take now is handled again.
+            await asyncio.sleep(0 if self._stopping else BACKOFF_S)
             self._hand_back(answers)
             raise
         self._note(taken.before, taken.after)
@@ -509,6 +526,15 @@ class Reader:
 def deliveries_of(answer: Answer) -> Sequence[Delivery]:
     """The deliveries an answer is for."""
     return (answer.delivery,) if isinstance(answer, Settlement) else answer.deliveries
+
+
+def _fitting(text: str, most: int) -> str:
+    """A text without NUL characters, and what is too long for a store as its beginning and a hash of all of it."""
+    plain = text.replace("\x00", "\\x00")
+    if len(plain) <= most:
+        return plain
+    digest = hashlib.sha256(text.encode(errors="backslashreplace")).hexdigest()
+    return f"{plain[: most - len(digest) - 1]}~{digest}"
 
 
 def lane_of(record: Record) -> str:
