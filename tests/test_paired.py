@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import functools
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
@@ -281,6 +282,21 @@ async def test_projections_fold_the_stores_log(url: str) -> None:
 
 
 # ── failed records ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@ran
+async def test_what_a_projection_does_not_see_is_said(server: FakeServer, url: str, caplog: pytest.LogCaptureFixture) -> None:
+    folding = Group("fold", ("thing.*",), start="existing")
+    async with opened(server, url, group()) as log:
+        await log.store.bind([dataclasses.replace(folding, start="now")], work=False)
+        await log.bind([folding], work=False)
+        await log.append([envelope(0)], expected=("s", 0))
+        await until(lambda: log.idle([RELAY]))
+        assert "reads the log of the store" not in caplog.text
+        for n in range(3):
+            await log.publish([envelope(n), Envelope(new_id(), "other.made", b"1")])
+    assert caplog.text.count("event 'thing.made' is published to") == 1
+    assert "other.made" not in caplog.text
 
 
 @ran

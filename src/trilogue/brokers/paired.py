@@ -15,12 +15,13 @@ import contextlib
 import dataclasses
 import logging
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 from trilogue.brokers.reader import Answer, Reader
 from trilogue.errors import LogError, Rejected, TrilogueError, Unavailable, UnknownEvent, Unsupported
 from trilogue.events import Delivery, Envelope, Group, Receipt, Record
+from trilogue.patterns import matches_any
 from trilogue.ports import (
     Broker,
     Db,
@@ -62,6 +63,8 @@ class Paired:
         self._readers: dict[str, Reader] = {}
         self._epochs: defaultdict[str, dict[str, int]] = defaultdict(dict)
         self._tasks: list[asyncio.Task[None]] = []
+        self._folding: list[Group] = []
+        self._told: set[str] = set()
         self._turns = 0
         self._is_open = False
 
@@ -96,6 +99,7 @@ class Paired:
         ours = [group for group in groups if group.start == "existing"]
         if ours:
             await self.store.bind(ours, work=work)
+            self._folding += ours
         received = [dataclasses.replace(group, inbox=True) for group in groups if group.start != "existing"]
         if Feature.REPLAY in self.broker.features:
             received = await self._placed(received)
@@ -110,7 +114,7 @@ class Paired:
         if not self._tasks:
             await self.store.bind([Group(RELAY, ("#",), start="beginning", app="")])
             self._tasks = [
-                asyncio.create_task(Relay(self.store, RELAY, self.publish).run(), name=RELAY),
+                asyncio.create_task(Relay(self.store, RELAY, self._send).run(), name=RELAY),
                 asyncio.create_task(self._watch(), name="trilogue paired watch"),
             ]
 
@@ -179,6 +183,25 @@ class Paired:
 
     async def publish(self, envelopes: Sequence[Envelope]) -> list[Receipt | LogError]:
         """Put envelopes on the broker, each with its own outcome; what may never be stored is not sent."""
+        if self._folding:
+            self._tell_unseen({envelope.type for envelope in envelopes} - self._told)
+        return await self._send(envelopes)
+
+    def _tell_unseen(self, types: Iterable[str]) -> None:
+        """Say once of a type that a projection here reads it, and does not see what is put on the broker."""
+        for each in types:
+            self._told.add(each)
+            for group in self._folding:
+                if matches_any(group.patterns, each):
+                    log.warning(
+                        "event %r is published to %s, and %s reads the log of the store: it sees what a stream or a transaction "
+                        "appends, and not this (said once)",
+                        each,
+                        self.url,
+                        group.name,
+                    )
+
+    async def _send(self, envelopes: Sequence[Envelope]) -> list[Receipt | LogError]:
         if not self._is_open:
             raise Unavailable(f"{self.url} is not open: use it inside `async with app:`")
         refused = {n: error for n, envelope in enumerate(envelopes) if (error := self._refusal(envelope)) is not None}
