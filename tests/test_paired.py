@@ -15,7 +15,7 @@ from fake_broker import FakeBroker, FakeServer
 from services import postgresql_database
 
 from trilogue import App, Db, Later, Retry, SeekTo, event
-from trilogue.brokers import reader
+from trilogue.brokers import held as held_module
 from trilogue.brokers.paired import Paired
 from trilogue.errors import Conflict, LeaseLost, Rejected, Unavailable, Unsupported
 from trilogue.events import KEY_CHARS, Delivery, Envelope, Group, InTransaction, Settlement, new_id, now_us, set_clock
@@ -488,7 +488,7 @@ async def test_keys_and_ids_of_others_that_no_store_takes_are_made_to_fit(server
 
 @ran
 async def test_keys_that_are_held_no_more_are_forgotten(server: FakeServer, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reader, "HELD_KEYS", 10)
+    monkeypatch.setattr(held_module, "HELD_KEYS", 10)
     async with opened(server, url, group()) as log:
         held = log._readers["g"]._gate
         for start in range(0, 100, 20):
@@ -743,7 +743,7 @@ async def test_pause_holds_for_everybody_and_over_restarts(server: FakeServer, u
 
 
 async def _paused(log: Any) -> bool:
-    return bool(log._readers["g"]._marks.paused)
+    return bool(log._readers["g"]._held.is_paused)
 
 
 async def _lends(log: Any) -> bool:

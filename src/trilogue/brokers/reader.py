@@ -14,28 +14,23 @@ InTransaction          effects, emits, rows and place in one transaction of the 
 
 import asyncio
 import contextlib
-import dataclasses
-import hashlib
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
-import msgspec
-
+from trilogue.brokers.held import Held, make_fit
 from trilogue.brokers.keyed import KeyedGate
 from trilogue.errors import LeaseLost
-from trilogue.events import KEY_CHARS, Delivery, Group, InTransaction, Receipt, Record, Settlement
-from trilogue.ports import Broker, InboxStore, Marks, Place
+from trilogue.events import Delivery, Group, InTransaction, Receipt, Settlement
+from trilogue.ports import Broker, InboxStore, Place
 from trilogue.relay import Outcome, Publish, confirmed, is_refused
-from trilogue.stores.append import ID_CHARS
 
 WAIT_S = 60.0
 PAUSED_LOOK_S = 0.25
 NOTHING_S = 0.01
 DIVERT_RECORDS = 1_000
 LANE_RECORDS = 200
-HELD_KEYS = 10_000
 BACKOFF_S = 1.0
 STOP_S = 5.0
 
@@ -79,12 +74,10 @@ class Reader:
         self._places, self._epochs = places, epochs
         self._rejoin, self._joining = rejoin, asyncio.Lock()
         self._gate = KeyedGate(ordered=group.ordered)
-        self._held: list[Delivery] = []
+        self._held = Held(store.inbox, group, self._gate)
+        self._rows: list[Delivery] = []
         self._limit = 0
         self._held_first = False
-        self._marks = Marks(0, -1, paused=False)
-        self._quiet: dict[str, int] = {}
-        self._most_held = HELD_KEYS
         self._wake, self._room, self._check = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._open: set[asyncio.Future[list[Delivery]]] = set()
         self._emitting = asyncio.Lock()
@@ -105,7 +98,7 @@ class Reader:
         if self._open:
             await asyncio.wait(self._open, timeout=STOP_S)
         self._gate.clear()
-        self._held.clear()
+        self._rows.clear()
 
     async def _forever(self, step: Callable[[], Awaitable[None]]) -> None:
         while True:
@@ -118,7 +111,7 @@ class Reader:
     @property
     def is_idle(self) -> bool:
         """Whether nothing is here, lent or being settled."""
-        return self._gate.is_idle and not (self._open or self._held)
+        return self._gate.is_idle and not (self._open or self._rows)
 
     @property
     def out(self) -> int:
@@ -144,7 +137,7 @@ class Reader:
                     await self._wake.wait()
 
     def _lend(self, limit: int) -> list[Delivery]:
-        if self._marks.paused:
+        if self._held.is_paused:
             return []
         self._held_first = not self._held_first  # in turn, so that neither side starves the other
         if self._held_first:
@@ -157,8 +150,8 @@ class Reader:
         return lent
 
     def _lend_held(self, limit: int) -> list[Delivery]:
-        self._held = [delivery for delivery in self._held if not delivery.lease.revoked]
-        may = [delivery for delivery in self._held if self._gate.may_lend(delivery)]
+        self._rows = [delivery for delivery in self._rows if not delivery.lease.revoked]
+        may = [delivery for delivery in self._rows if self._gate.may_lend(delivery)]
         if not may:
             return []
         lent = _first_of_each(may, limit) if self.group.ordered else may[:limit]
@@ -166,9 +159,9 @@ class Reader:
         # What follows of a key that is lent goes back: how the first of it ends decides about it.
         keys = {delivery.record.key for delivery in lent} - {None} if self.group.ordered else set()
         gone = set(map(id, lent))
-        rest = [delivery for delivery in self._held if id(delivery) not in gone]
+        rest = [delivery for delivery in self._rows if id(delivery) not in gone]
         self._return_held([delivery for delivery in rest if delivery.record.key in keys])
-        self._held = [delivery for delivery in rest if delivery.record.key not in keys]
+        self._rows = [delivery for delivery in rest if delivery.record.key not in keys]
         return lent
 
     def _return_held(self, deliveries: Sequence[Delivery]) -> None:
@@ -184,9 +177,9 @@ class Reader:
             await self._hand_over()
             self._room.clear()
             await self._room.wait()
-        if self._marks.revision < 0:  # it may have been paused before
-            await self._refresh()
-        if self._marks.paused:
+        if not self._held.is_known:  # it may have been paused before
+            await self._held.look()
+        if self._held.is_paused:
             await self._rest()
         # A lane that is ours alone is received in larger parts: each is one look, and maybe one transaction, of the store.
         limit = max(self._limit, LANE_RECORDS if self.group.ordered else 1) - self._gate.ready
@@ -206,9 +199,9 @@ class Reader:
         """Receive nothing while the group is paused."""
         await self._broker.pause(self.name)
         try:
-            while self._marks.paused:
+            while self._held.is_paused:
                 await asyncio.sleep(PAUSED_LOOK_S)
-                await self._refresh()
+                await self._held.look()
         finally:
             await self._broker.resume(self.name)
         self._wake.set()
@@ -216,77 +209,32 @@ class Reader:
     async def _admit(self, deliveries: list[Delivery]) -> None:
         while True:
             try:
-                await self._refresh()
+                # After it was received, so that what a former owner of its lane has held before is known.
+                await self._held.look()
                 break
             except Exception as error:  # they cannot be received again: who is held must be known before they go on
                 log.warning("group %s: the store beside it does not answer: %s", self.name, error)
                 await asyncio.sleep(BACKOFF_S)
-        self._make_fit(deliveries)
-        self._mark_replay(deliveries)
+        make_fit(deliveries, takes_nul=self._store.takes_nul)
+        self._held.mark_replay(deliveries)
         self._gate.admit(deliveries)
         if self._gate.has_checks:
             self._check.set()
         self._wake.set()
 
-    async def _refresh(self) -> None:
-        """Learn what has changed in the store: which keys are held, whether the group is paused or replayed.
-
-        After something was received, so that what a former owner of its lane has held before is known.
-        """
-        inbox, known = self._store.inbox, self._marks
-        marks = await inbox.marks(self.name)
-        if marks == known:
-            return
-        is_new = marks.revision != known.revision
-        if is_new:
-            self._quiet = await inbox.replay_ends(self.name)
-        if self.group.ordered and (is_new or marks.inbox != known.inbox):
-            self._gate.learn(await inbox.held_keys(self.name, 0 if is_new else min(known.inbox, self._marks.inbox)))
-        self._marks = marks
-
     async def look(self) -> None:
         """Something may have changed in the store."""
-        await self._refresh()
-        if len(self._gate.held) > self._most_held:
-            await self._learn_anew()
+        await self._held.look()
         self._free()
-
-    async def _learn_anew(self) -> None:
-        """Forget the keys whose rows are gone: most keys that ever failed never come again to be looked up."""
-        self._gate.begin_learning_anew()
-        self._gate.learn_anew(await self._store.inbox.held_keys(self.name, 0))
-        self._most_held = max(HELD_KEYS, 2 * len(self._gate.held))
-
-    def _make_fit(self, deliveries: Iterable[Delivery]) -> None:
-        """Keys and ids of other programs as the store takes them, should it have to keep one."""
-        takes_nul = self._store.takes_nul
-        for delivery in deliveries:
-            record, key = delivery.record, delivery.record.key
-            is_long = len(record.id) > ID_CHARS or (key is not None and len(key) > KEY_CHARS)
-            if is_long or not (takes_nul or "\x00" not in f"{record.id}{key}"):
-                key = None if key is None else _fitting(key, KEY_CHARS)
-                delivery.record = msgspec.structs.replace(record, id=_fitting(record.id, ID_CHARS), key=key)
-
-    def _note(self, before: int, after: int) -> None:
-        """Rows were added here, between these marks; what others have added is still to be learnt."""
-        if self._marks.inbox == before:
-            self._marks = dataclasses.replace(self._marks, inbox=after)
-
-    def _mark_replay(self, deliveries: Iterable[Delivery]) -> None:
-        if self._quiet:
-            for delivery in deliveries:
-                record = delivery.record
-                offset = (record.extensions or {}).get("offset", record.position) if delivery.is_held else record.position
-                delivery.replay = int(offset) < self._quiet.get(lane_of(record), 0)
 
     async def _claim_held(self) -> None:
         """Have a few held records at hand."""
-        while not self._limit or self._held:
+        while not self._limit or self._rows:
             self._room.clear()
             await self._room.wait()
         deliveries = await self._store.claim(self.name, limit=self._limit, wait_s=WAIT_S)
-        self._mark_replay(deliveries)
-        self._held += deliveries
+        self._held.mark_replay(deliveries)
+        self._rows += deliveries
         self._wake.set()
 
     async def _divert(self) -> None:
@@ -303,12 +251,7 @@ class Reader:
         held = dict.fromkeys((id(delivery) for delivery in checks), False)
         try:
             if live:
-                diverted = await self._store.inbox.divert(self.name, live)
-                self._note(diverted.before, diverted.after)
-                held.update(zip(map(id, live), diverted.held, strict=True))
-                for delivery, is_held in zip(live, diverted.held, strict=True):
-                    if not is_held:
-                        self._gate.not_held(delivery.record.key or "")
+                held.update(zip(map(id, live), await self._held.divert(live), strict=True))
         except BaseException:
             self._check.set()  # they come back and are looked up again
             raise
@@ -478,7 +421,7 @@ class Reader:
             await asyncio.sleep(0 if self._stopping else BACKOFF_S)
             self._hand_back(answers)
             raise
-        self._note(taken.before, taken.after)
+        self._held.note(taken.before, taken.after)
         settled = [settlement.delivery for settlement in taken.settlements]
         self._gate.learn(s.delivery.record.key for s in taken.settlements if s.holds_key and s.delivery.record.key is not None)
         for delivery in settled:
@@ -526,20 +469,6 @@ class Reader:
 def deliveries_of(answer: Answer) -> Sequence[Delivery]:
     """The deliveries an answer is for."""
     return (answer.delivery,) if isinstance(answer, Settlement) else answer.deliveries
-
-
-def _fitting(text: str, most: int) -> str:
-    """A text without NUL characters, and what is too long for a store as its beginning and a hash of all of it."""
-    plain = text.replace("\x00", "\\x00")
-    if len(plain) <= most:
-        return plain
-    digest = hashlib.sha256(text.encode(errors="backslashreplace")).hexdigest()
-    return f"{plain[: most - len(digest) - 1]}~{digest}"
-
-
-def lane_of(record: Record) -> str:
-    """The lane a record came from, as Progress and LaneStatus name it."""
-    return "" if record.topic is None else f"{record.topic}[{record.partition}]"
 
 
 def _first_of_each(deliveries: Sequence[Delivery], limit: int) -> list[Delivery]:
