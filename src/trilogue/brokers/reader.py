@@ -17,12 +17,13 @@ import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
 
+from trilogue.brokers.answers import Answers, after_publish, dead_of, deliveries_of
 from trilogue.brokers.held import Held, make_fit
 from trilogue.brokers.keyed import KeyedGate
 from trilogue.errors import LeaseLost
 from trilogue.events import Delivery, Group, InTransaction, Receipt, Settlement
+from trilogue.outcomes import Answer
 from trilogue.ports import Broker, InboxStore, Place
 from trilogue.relay import Outcome, Publish, confirmed, is_refused
 
@@ -35,19 +36,6 @@ BACKOFF_S = 1.0
 STOP_S = 5.0
 
 log = logging.getLogger("trilogue")
-Answer = Settlement | InTransaction
-
-
-@dataclass(slots=True)
-class _Answers:
-    """Answers by what has to be done for them. done: in order, with what they emit; the others' keys are free already."""
-
-    done: list[Settlement] = field(default_factory=list)
-    emits: bool = False
-    stored: list[Answer] = field(default_factory=list)
-    held: list[Answer] = field(default_factory=list)
-    back: list[Delivery] = field(default_factory=list)
-    lost: list[Delivery] = field(default_factory=list)
 
 
 class Reader:
@@ -292,8 +280,8 @@ class Reader:
         task.add_done_callback(self._carried_out)
         return task
 
-    def _sorted(self, answers: Sequence[Answer]) -> _Answers:
-        plan = _Answers()
+    def _sorted(self, answers: Sequence[Answer]) -> Answers:
+        plan = Answers()
         for answer in answers:
             if isinstance(answer, InTransaction):
                 self._sort_inside(plan, answer)
@@ -316,14 +304,14 @@ class Reader:
                     self._gate.finish(delivery)
         return plan
 
-    def _sort_back(self, plan: _Answers, delivery: Delivery) -> None:
+    def _sort_back(self, plan: Answers, delivery: Delivery) -> None:
         if delivery.lease.lost:  # its lane is about to go
             self._gate.finish(delivery)
             plan.back.append(delivery)
         else:
             self._gate.give_back(delivery)
 
-    def _sort_inside(self, plan: _Answers, work: InTransaction) -> None:
+    def _sort_inside(self, plan: Answers, work: InTransaction) -> None:
         if work.deliveries[0].is_held:  # a claim lends one kind only
             plan.held.append(work)
         elif any(delivery.lease.revoked for delivery in work.deliveries):
@@ -339,7 +327,7 @@ class Reader:
             log.debug("group %s: %s", self.name, error)  # told to who settles; rows handed back have nobody who waits
         self._free()
 
-    async def _carry_out(self, plan: _Answers) -> list[Delivery]:
+    async def _carry_out(self, plan: Answers) -> list[Delivery]:
         steps: list[Awaitable[list[Delivery]]] = []
         if plan.emits or (plan.done and self._emitting.locked()):
             steps.append(self._emit(plan.done))
@@ -375,7 +363,7 @@ class Reader:
                 if all(isinstance(outcome, Receipt) for outcome in found):
                     done.append(settlement)
                 elif any(map(is_refused, found)):
-                    refused.append(_refused(settlement.delivery, found))
+                    refused.append(dead_of(settlement.delivery, found))
                 else:
                     lost.append(settlement)
             self._hand_back(lost)
@@ -458,17 +446,12 @@ class Reader:
             emitting = [each for each in answers if isinstance(each, Settlement) and each.emits and each.verdict == "done"]
             if emitting:
                 outcomes = dict(zip(map(id, emitting), await self._published(emitting), strict=True))
-                answers = [_after_publish(each, outcomes.get(id(each), ())) for each in answers]
+                answers = [after_publish(each, outcomes.get(id(each), ())) for each in answers]
             return await self._store.settle(self.name, answers)
         finally:
             for answer in answers:
                 for delivery in deliveries_of(answer):
                     self._gate.finish(delivery)
-
-
-def deliveries_of(answer: Answer) -> Sequence[Delivery]:
-    """The deliveries an answer is for."""
-    return (answer.delivery,) if isinstance(answer, Settlement) else answer.deliveries
 
 
 def _first_of_each(deliveries: Sequence[Delivery], limit: int) -> list[Delivery]:
@@ -483,19 +466,3 @@ def _first_of_each(deliveries: Sequence[Delivery], limit: int) -> list[Delivery]
             seen.add(key)
     chosen = set(map(id, [*heads, *rest][:limit]))
     return [delivery for delivery in deliveries if id(delivery) in chosen]
-
-
-def _refused(delivery: Delivery, outcomes: Sequence[Outcome]) -> Settlement:
-    error = next(outcome for outcome in outcomes if is_refused(outcome))
-    return Settlement(delivery, "dead", error=f"what its handler published is refused: {error}")
-
-
-def _after_publish(answer: Answer, outcomes: Sequence[Outcome]) -> Answer:
-    """The answer to a held record, once what it emitted is published, or is not."""
-    if isinstance(answer, InTransaction) or not outcomes:
-        return answer
-    if any(map(is_refused, outcomes)):
-        return _refused(answer.delivery, outcomes)
-    if not all(isinstance(outcome, Receipt) for outcome in outcomes):
-        return Settlement(answer.delivery, "release")
-    return Settlement(answer.delivery)
