@@ -63,6 +63,7 @@ class Mess:
     def __init__(self, chance: random.Random, url: str, ordered: bool) -> None:
         self.chance, self.ordered = chance, ordered
         self.bench = Bench(lambda: open_store(url))
+        self.noted: list[tuple[str | None, int]] = []
         self.done: list[tuple[str | None, int]] = []
         self.published = 0
         self.quiet = False
@@ -83,7 +84,7 @@ class Mess:
             assert await store.idle([G])
         assert len(set(self.done)) == len(self.done) == self.published
         for key in KEYS[:-1] if self.ordered else ():
-            mine = [position for k, position in self.done if k == key]
+            mine = [position for k, position in self.noted if k == key]
             assert mine == sorted(mine), f"the order of {key}"
 
     async def publish(self, store: Store) -> None:
@@ -113,9 +114,12 @@ class Mess:
             if verdict != "done" and self.ordered and key is not None:
                 blocked.add(key)
             settlements.append(Settlement(delivery, "dead" if verdict == "park" else verdict, park=verdict == "park"))  # type: ignore[arg-type]
+        # Noted when it is told, not when that returns: the next of a key may be out, and done, before it does.
+        done = [(s.delivery.record.key, s.delivery.record.position) for s in settlements if s.verdict == "done"]
+        self.noted += done
         lost = await store.settle(G, settlements)
         assert not lost, "no lease has ended"
-        self.done += [(s.delivery.record.key, s.delivery.record.position) for s in settlements if s.verdict == "done"]
+        self.done += done
 
     def verdict(self) -> str:
         if self.quiet:
