@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,8 @@ from trilogue.conformance import PROMISES, MakeStore, Promise, check, places
 from trilogue.conformance.tools import expect
 from trilogue.errors import Unavailable
 
+# The packages have functions of these names.
+check_module, certify_module = sys.modules["trilogue.conformance.check"], sys.modules["trilogue.cli.certify"]
 Captured = pytest.CaptureFixture[str]
 
 
@@ -53,6 +57,16 @@ def test_broken_is_exit_code_1(capsys: Captured, broken: None) -> None:
     assert "broken   nobody_keeps_this" in out
     assert "one is two\\x1b[2J" in out
     assert not Path("mine.db").exists()
+
+
+def test_one_that_never_ends_says_where_it_waits(capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def prove(make_store: MakeStore) -> None:
+        await asyncio.sleep(60)
+
+    monkeypatch.setattr(check_module, "PROMISE_S", 0.1)
+    monkeypatch.setattr(certify_module, "PROMISES", [Promise("never_ends", "It never ends.", frozenset(), prove)])
+    assert main(["certify", "memory://"]) == 1
+    assert re.search(r"it waits in Promise.keep:\d+ > .*prove:\d+ > sleep:\d+", capsys.readouterr().out)
 
 
 def test_json(capsys: Captured, broken: None) -> None:

@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from trilogue.brokers import DEFAULT_STORE, is_broker, open_log
 from trilogue.conformance.places import Place, folder_beside, place_of
@@ -56,16 +56,31 @@ async def _reach(place: Place) -> None:
 
 
 async def _outcome(promise: Promise, place: Place) -> Outcome:
+    keeping = asyncio.ensure_future(promise.keep(place.open))
     try:
         try:
-            async with asyncio.timeout(PROMISE_S):
-                await promise.keep(place.open)
+            done, _ = await asyncio.wait([keeping], timeout=PROMISE_S)
+            where = "" if done else _waits_in(keeping)
         finally:
+            if not keeping.done():
+                keeping.cancel()
+                await asyncio.gather(keeping, return_exceptions=True)
             await place.remove()
+        if where:
+            return Outcome(promise, "broken", f"it came to no end within {PROMISE_S:.0f} s: it waits in {where}")
+        keeping.result()
     except Skipped as missing:
         return Outcome(promise, "skipped", str(missing))
-    except TimeoutError:
-        return Outcome(promise, "broken", f"it came to no end within {PROMISE_S:.0f} s")
     except Exception as error:  # whatever goes wrong, the promise is not kept
         return Outcome(promise, "broken", f"{type(error).__name__}: {error}")
     return Outcome(promise, "kept")
+
+
+def _waits_in(task: "asyncio.Future[None]") -> str:
+    """The coroutines a task waits in, from its own to the innermost."""
+    awaited: Any = task.get_coro() if isinstance(task, asyncio.Task) else None
+    names: list[str] = []
+    while (frame := getattr(awaited, "cr_frame", None)) is not None:
+        names.append(f"{awaited.__qualname__}:{frame.f_lineno}")
+        awaited = awaited.cr_await
+    return " > ".join(names) or "an unknown place"
