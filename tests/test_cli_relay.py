@@ -59,6 +59,20 @@ def test_what_is_there_is_passed_on_with_its_ids(capsys: pytest.CaptureFixture[s
     assert "order.#" in capsys.readouterr().out
 
 
+def test_what_stood_in_streams_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    async def decide() -> None:
+        store = open_store(ONE)
+        await store.open()
+        await store.append([made(1), made(2)], expected=("order-1", 0))
+        await store.close()
+
+    asyncio.run(decide())
+    fill(ONE, made(3))
+    assert main(["relay", ONE, TWO, "--existing", "--until-idle"]) == 0
+    assert "2 of them stood in streams" in capsys.readouterr().err
+    assert [r.stream for r in held(TWO)] == [None] * 3
+
+
 def test_started_again_it_goes_on_where_it_was() -> None:
     fill(ONE, made(1))
     assert main(["relay", ONE, TWO, "--existing", "--until-idle"]) == 0

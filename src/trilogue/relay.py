@@ -85,13 +85,14 @@ class Relay:
     """Passes on what a group of one log reads, until stopped. publish: puts it on the other one.
 
     name: of where it comes from, marked on what is passed on, and what came from `back` is not passed on: two relays in
-    opposite directions end. Without a name nothing is marked. passed: how many so far.
+    opposite directions end. Without a name nothing is marked. passed: how many so far; of_streams: how many of them stood in
+    a stream, which they do not on the other log.
     """
 
     def __init__(self, source: Store, group: str, publish: Publish, *, name: str = "", back: str = "") -> None:
         self._source, self._group, self._publish = source, group, publish
         self._name, self._back = name, back
-        self.passed = 0
+        self.passed = self.of_streams = 0
 
     async def run(self) -> None:
         """Relay, until cancelled; what is in hand then is handed back by the source's leave()."""
@@ -113,7 +114,9 @@ class Relay:
         settlements = [_settlement(delivery, outcome) for delivery, outcome in zip(onward, outcomes, strict=True)]
         settlements += [Settlement(delivery) for delivery in deliveries if self._came_back(delivery)]
         await self._source.settle(self._group, settlements)
-        self.passed += sum(isinstance(outcome, Receipt) for outcome in outcomes)
+        there = [delivery.record for delivery, outcome in zip(onward, outcomes, strict=True) if isinstance(outcome, Receipt)]
+        self.passed += len(there)
+        self.of_streams += sum(record.stream is not None for record in there)
         return len(deliveries)
 
     def _came_back(self, delivery: Delivery) -> bool:

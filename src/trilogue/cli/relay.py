@@ -53,6 +53,8 @@ async def relay(
         said = f"{safe(here)} to {safe(there)}: {', '.join(map(safe, pattern))}, as group {safe(reads.name)}"
         await _run(passing, log, reads.name, said, until_idle=until_idle)
         note(f"{passing.passed:,} passed on")
+        if passing.of_streams and not is_broker(target):
+            note(f"{passing.of_streams:,} of them stood in streams and do not there: aggregates begin at version 0")
 
 
 def _name(url: str) -> str:
