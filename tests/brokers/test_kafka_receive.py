@@ -262,6 +262,22 @@ def test_offsets_that_are_gone_are_an_error_that_says_what_to_do(url: str) -> No
     run(main())
 
 
+def test_a_cancellation_that_comes_together_with_a_record_ends_it(url: str) -> None:
+    """Whoever leaves cancels who receives, and waits for that: swallowed, it would wait for ever."""
+
+    async def main() -> None:
+        async with kafka(url, readers()) as broker:
+            member = broker._members["readers"]
+            receiving = asyncio.create_task(member.receive(10, 20))
+            await asyncio.sleep(0.1)
+            member._arrived.set()
+            receiving.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await asyncio.wait_for(receiving, 5)
+
+    run(main())
+
+
 # ── effects ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -109,7 +109,8 @@ def _consume(at: Place, events: int, subscribe: Callable[[RabbitBroker, Stretch,
         subscribe(broker, stretch, over)
         async with broker:
             await broker.start()
-            await asyncio.wait_for(over.wait(), PATIENCE_S)
+            async with asyncio.timeout(PATIENCE_S):
+                await over.wait()
             await broker.stop()
 
     asyncio.run(run())

@@ -87,7 +87,8 @@ async def promise_two_processes_share(make_store: MakeStore) -> None:
                 lost = await answer(store, deliveries)
                 handled.extend(numbers(delivery for delivery in deliveries if delivery not in lost))
 
-        await asyncio.wait_for(asyncio.gather(work(one), work(two)), 60)
+        async with asyncio.timeout(60):
+            await asyncio.gather(work(one), work(two))
         same(sorted(handled), list(range(200)), "what both of them handled")
         for key in range(20) if readers.ordered else ():
             of_key = [n for n in handled if n % 20 == key]
@@ -182,7 +183,8 @@ async def promise_slots_move_in_order(make_store: MakeStore) -> None:
                         by_two.add(delivery.record.key or "")
                 same(await answer(store, deliveries), [], "deliveries lost while slots move")
 
-        await asyncio.wait_for(asyncio.gather(work(one), work(two)), 60)
+        async with asyncio.timeout(60):
+            await asyncio.gather(work(one), work(two))
         for n in range(keys):
             same(histories[f"k{n}"], [r * keys + n for r in range(rounds)], f"history of key k{n}")
         # A broker decides by itself how it shares: RabbitMQ gives an ordered group to one worker at a time.

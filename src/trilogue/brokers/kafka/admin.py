@@ -251,7 +251,8 @@ class Admin:
         until = time.monotonic() + REQUEST_S
         while True:
             try:
-                return await asyncio.wait_for(asyncio.wrap_future(request()), REQUEST_S + 5)
+                async with asyncio.timeout(REQUEST_S + 5):
+                    return await asyncio.wrap_future(request())
             except TimeoutError:
                 raise Unavailable(f"{self._settings.shown}: {doing}: no answer within {REQUEST_S + 5:g} s") from None
             except KafkaException as error:

@@ -278,7 +278,8 @@ class Kafka:
     async def changed(self, wait_s: float) -> None:
         """Return when something was received or acknowledged here, at the latest after `wait_s`."""
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._change.wait(), wait_s)
+            async with asyncio.timeout(wait_s):
+                await self._change.wait()
 
     # ── dead letters ─────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -90,8 +90,11 @@ class Member:
             left_s = until - time.monotonic()
             if left_s <= 0 or self._stopping.is_set():
                 return []
+            # Not wait_for(), here and elsewhere: in Python 3.11 it swallows a cancellation that comes together with the wake-up,
+            # and who was cancelled would go on for ever.
             try:
-                await asyncio.wait_for(self._arrived.wait(), left_s)
+                async with asyncio.timeout(left_s):
+                    await self._arrived.wait()
             except TimeoutError:
                 return []
 
