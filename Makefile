@@ -17,7 +17,7 @@ demo: $(READY)
 test: $(READY)
 	@python3 tools/services.py run -- .venv/bin/pytest
 
-# All faults at all URLs, about an hour; SEED= replays one, ONLY= and URLS= choose.
+# All faults at all URLs, about half an hour; SEED= replays one, ONLY= and URLS= choose.
 faults: $(READY)
 	@PYTHONPATH=tests:tests/processes:tools FAULTS_WAITING=$(or $(WAITING),1000000) SEED=$(SEED) \
 		.venv/bin/python tests/faults/campaign.py $(if $(ONLY),--only "$(ONLY)") $(if $(URLS),--urls $(URLS))

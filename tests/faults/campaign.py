@@ -1,6 +1,6 @@
 """All faults at all URLs, and the table of what came of it: `make faults`.
 
-    make faults                      about an hour; docs/faults.md is written anew
+    make faults                      about half an hour; docs/faults.md is written anew
     make faults SEED=7               the same choices again: moments, bytes, victims
     make faults ONLY="broker killed" URLS="amqp+sqlite kafka+sqlite"      some of it, printed only
 
