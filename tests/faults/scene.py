@@ -104,7 +104,11 @@ class Scene:
     def healed(self) -> None:
         """The fault is over: wait until every group, worker and publisher has worked again, and note how long that took."""
         at, before = time.monotonic_ns(), {path: path.stat().st_size for path in self.folder.glob("*-*.jsonl")}
+        told_s = 10.0
         while silent := self._silent(before):
+            if time.monotonic_ns() - at > told_s * 1e9:
+                print(f"{told_s:.0f} s after the fault, not back: {', '.join(silent)}", flush=True)
+                told_s += 5
             if time.monotonic_ns() - at > RECOVERY_S * 1e9:
                 self.silent += silent
                 break

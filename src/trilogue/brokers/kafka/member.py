@@ -64,6 +64,8 @@ class Member:
         self._room = threading.Event()
         self._stopping = threading.Event()
         self._trouble: LogError | None = None
+        # A server that does not answer yet, as after a crash, is asked again by who joins anew, before our session is over.
+        self._ask_s = min(ASK_S, settings.session_s / 2)
         self._turned_s = time.monotonic()
         self._subscribed: list[str] = []
         self._halted = False
@@ -286,7 +288,7 @@ class Member:
         lane = self._lanes.get((message.topic() or "", message.partition() or 0))
         if lane is None:
             return
-        first, end = consumer.get_watermark_offsets(TopicPartition(lane.topic, lane.partition), timeout=ASK_S)
+        first, end = consumer.get_watermark_offsets(TopicPartition(lane.topic, lane.partition), timeout=self._ask_s)
         lane.trouble = OutOfRange(
             f"group {self.group.name!r} goes on at offset {lane.next} of {lane.name}, which is not there any more: the "
             f"topic holds {first} to {end - 1}. Choose: `trilogue replay {self.group.name} --to beginning` handles what is left, "
@@ -313,7 +315,7 @@ class Member:
     def _places(self, consumer: Consumer, partitions: list[TopicPartition]) -> dict[Partition, Place]:
         kept = self._kept([(each.topic, each.partition) for each in partitions])
         found: dict[Partition, Place] = {}
-        for each in consumer.committed(partitions, timeout=ASK_S) if partitions else ():
+        for each in consumer.committed(partitions, timeout=self._ask_s) if partitions else ():
             partition = (each.topic, each.partition)
             if each.error is not None:
                 raise KafkaException(each.error)
@@ -323,7 +325,7 @@ class Member:
                 found[partition] = decoded(each.offset, each.metadata)
             else:
                 # The group began before this partition was there: everything in it is new to it.
-                found[partition] = Place(consumer.get_watermark_offsets(TopicPartition(*partition), timeout=ASK_S)[0])
+                found[partition] = Place(consumer.get_watermark_offsets(TopicPartition(*partition), timeout=self._ask_s)[0])
         return found
 
     def _kept(self, partitions: Sequence[Partition]) -> dict[str, Progress]:
@@ -338,7 +340,7 @@ class Member:
             answers = await asyncio.gather(*(cursors.assigned(self.group.name, name) for name in names))
             return {name: answer for name, answer in zip(names, answers, strict=True) if answer is not None}
 
-        return asyncio.run_coroutine_threadsafe(ask(), self._loop).result(min(ASK_S, self._settings.session_s))
+        return asyncio.run_coroutine_threadsafe(ask(), self._loop).result(self._ask_s)
 
     def _on_revoke(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         lanes = self._lanes.of((each.topic, each.partition) for each in partitions)
