@@ -1,6 +1,7 @@
 """A group with one worker: claim, settle, order, retries, dead letters."""
 
 import asyncio
+import contextlib
 import time
 from collections import Counter
 from functools import partial
@@ -55,6 +56,26 @@ async def promise_claim_is_bounded(make_store: MakeStore) -> None:
             seen += numbers(deliveries)
             await answer(store, deliveries)
         same(sorted(seen), list(range(60)), "what was handled")
+
+
+@promise(Feature.ORDER)
+async def promise_a_cancelled_claim_keeps_nothing(make_store: MakeStore) -> None:
+    """What a claim had lent when it was cancelled goes to the next one, whose limit may be smaller: no key is parted."""
+    async with Bench(make_store) as bench:
+        store = await bench.open(READERS)
+        for turns in range(30):
+            await store.append([envelope(3 * turns + n, "a") for n in range(3)])
+            await answer(store, await take(store, "readers", 3), "release")
+            await store.append([envelope(-1 - n, f"b{n}") for n in range(3)])
+            claim = asyncio.create_task(store.claim("readers", limit=9, wait_s=1))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            claim.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await answer(store, await claim, "release")
+            await answer(store, await take(store, "readers", 1), "release")
+            came = numbers(await drain(store, "readers", 6))
+            same([n for n in came if n >= 0], list(range(3 * turns, 3 * turns + 3)), "one key, after one of it was handed back")
 
 
 @promise(Feature.ORDER)

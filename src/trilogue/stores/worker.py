@@ -40,7 +40,6 @@ class _Bound:
         self.kinds: list[int] = []
         self.kinds_of = -1
         self.wake = asyncio.Event()
-        self.lent: list[Delivery] = []  # what a claim has lent so far: whoever asked may be cancelled, the next one takes them
         self.finished = 0
         self.finished_at = (time.monotonic(), 0)
 
@@ -238,27 +237,40 @@ class Worker:
         return self._bound[group]
 
     async def _lend(self, bound: _Bound, limit: int) -> list[Delivery]:
-        bound.lent = [delivery for delivery in bound.lent if not delivery.lease.revoked]
-        if not bound.paused and bound.gate.leases:
-            await self._lend_more(bound, limit)
-        lent, bound.lent = bound.lent[:limit], bound.lent[limit:]
+        lent: list[Delivery] = []
+        try:
+            if not bound.paused and bound.gate.leases:
+                await self._lend_more(bound, limit, lent)
+        except BaseException:  # nobody takes them: kept for the next claim, its limit might part the deliveries of a key
+            self._release(bound, lent)
+            raise
         return lent
 
-    async def _lend_more(self, bound: _Bound, limit: int) -> None:
+    def _release(self, bound: _Bound, deliveries: Sequence[Delivery]) -> None:
+        """Hand back what a claim had lent when it was cancelled or failed."""
+        live, _ = _live([Settlement(delivery, "release") for delivery in deliveries])
+        if not live:
+            return
+        plan = bound.gate.plan([delivery for answer in live for delivery in _deliveries(answer)])
+        with contextlib.suppress(TrilogueError):
+            # If it fails the gate begins anew, and nobody waits for the answer.
+            self._submit(bound, plan, (), live).add_done_callback(asyncio.Future.exception)
+
+    async def _lend_more(self, bound: _Bound, limit: int, lent: list[Delivery]) -> None:
         gate = bound.gate
         if bound.group.inbox:
             while not gate.is_full and await self._notice(bound):
                 pass
-            await self._lend_held(bound, limit)
+            await self._lend_held(bound, limit, lent)
             return
-        await self._lend_held(bound, -(-limit // 2))
+        await self._lend_held(bound, -(-limit // 2), lent)
         flush = gate.flush()
         if flush is not None:
             await self._flush(bound, flush)  # and wakes the claim: what it wrote can be lent
-        bound.lent += gate.take_ready(limit - len(bound.lent))
+        lent += gate.take_ready(limit - len(lent))
         at_end = False
-        while len(bound.lent) < limit and not gate.is_full and not at_end:
-            at_end = await self._scan(bound, limit - len(bound.lent))
+        while len(lent) < limit and not gate.is_full and not at_end:
+            at_end = await self._scan(bound, limit - len(lent), lent)
         if gate.lags_behind_scan and (plan := gate.sync()) is not None:
             await self._flush(bound, plan)
 
@@ -272,9 +284,8 @@ class Worker:
         gate.notice(rows)
         return len(rows) == NOTICE_ROWS
 
-    async def _lend_held(self, bound: _Bound, limit: int) -> None:
+    async def _lend_held(self, bound: _Bound, limit: int, lent: list[Delivery]) -> None:
         gate, now = bound.gate, now_us()
-        limit -= len(bound.lent)
         if gate.next_due_us() > now or limit <= 0:
             return
         knowledge, group_id = gate.knowledge, bound.group_id
@@ -287,13 +298,12 @@ class Worker:
             raise
         if gate.knowledge is not knowledge:  # it has learnt anew what is held, and takes nothing from what was read before
             return
-        before = len(bound.lent)
         for (name, key), rows in zip(keys, found, strict=True):
             if gate.keys.get(name) is key and key.can_load:
-                bound.lent += gate.lend_key(name, rows, now)
-        await self._lend_loose(bound, limit - (len(bound.lent) - before), now)
+                lent += gate.lend_key(name, rows, now)
+        await self._lend_loose(bound, limit - len(lent), now, lent)
 
-    async def _lend_loose(self, bound: _Bound, limit: int, now: int) -> None:
+    async def _lend_loose(self, bound: _Bound, limit: int, now: int, lent: list[Delivery]) -> None:
         gate = bound.gate
         loose = gate.due_loose(now, limit)
         if not loose:
@@ -307,9 +317,9 @@ class Worker:
             gate.still_due((), loose)
             raise
         if gate.knowledge is knowledge:
-            bound.lent += gate.lend_loose(rows)
+            lent += gate.lend_loose(rows)
 
-    async def _scan(self, bound: _Bound, limit: int) -> bool:
+    async def _scan(self, bound: _Bound, limit: int, lent: list[Delivery]) -> bool:
         """Read on in the log and lend what may go out; returns whether the end was reached."""
         gate = bound.gate
         generation, after, slots = gate.generation, gate.scan, list(gate.leases)
@@ -332,7 +342,7 @@ class Worker:
         # Of a slot that came meanwhile nothing was read: going on from `end` would leave it out for ever.
         if gate.generation is not generation or gate.scan != after or list(gate.leases) != slots or bound.paused:
             return bound.paused or not gate.leases
-        bound.lent += gate.admit(records, end)
+        lent += gate.admit(records, end)
         return end >= head
 
     def _kinds(self, bound: _Bound, sql: Sql, types: log.Types, newest_type: int) -> list[int]:
