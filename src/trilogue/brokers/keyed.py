@@ -91,7 +91,7 @@ class KeyedGate:
             key.checking = True
             self._to_check.append(name)
         elif key.waiting:
-            # Not more than a claim can take: what is not taken with the first of its key comes back to wait. But all of it
+            # Not more than any claim took so far: what is not taken with the first of its key comes back to wait. But all of it
             # where some is in the queue already, which may be newer than what was given back.
             run = self._cut(key, len(key.waiting) if key.ready else self._most)
             key.ready += len(run)
@@ -124,7 +124,7 @@ class KeyedGate:
 
     def take(self, limit: int) -> list[Delivery]:
         """Lend up to `limit` deliveries, in the order in which they came."""
-        self._most = max(1, limit)
+        self._most = max(self._most, limit)
         taken: list[Delivery] = []
         fresh: set[str] = set()
         back: dict[str, Key] = {}
