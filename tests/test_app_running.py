@@ -17,6 +17,7 @@ from trilogue import (
     Context,
     Db,
     OrphanedGroup,
+    Record,
     Router,
     SeekTo,
     TimedOut,
@@ -238,6 +239,36 @@ def test_an_orphaned_group_is_refused_with_the_way_out(file_url: str) -> None:
             await other.store.drop_group("old")
         async with new.running():
             await new.wait_idle()
+
+    run(main())
+
+
+def test_the_program_started_last_decides_what_a_group_reads(file_url: str, caplog: pytest.LogCaptureFixture) -> None:
+    def program(pattern: str) -> tuple[App, list[str]]:
+        app, seen = App(file_url), list[str]()
+
+        @app.on(pattern, group="one", start="beginning")
+        async def one(record: Record) -> None:
+            seen.append(record.type)
+
+        return app, seen
+
+    async def main() -> None:
+        (older, by_older), (newer, by_newer) = program("video.watched"), program("*.*")
+        async with older.running():
+            await older.publish(Watched("a"))
+            await older.wait_idle()
+            async with newer.running():
+                for n in range(20):
+                    await newer.publish_many([Watched(f"u{n}"), Won(f"u{n}", "first")])
+                await newer.wait_idle()
+        assert by_older == ["video.watched"]
+        assert sorted(by_newer) == ["badge.won"] * 20 + ["video.watched"] * 20
+        assert [r.getMessage()[:10] for r in caplog.records if "started later" in r.getMessage()] == ["group one:"]
+        async with older.running():  # gone back to
+            await older.publish(Watched("b"))
+            await older.wait_idle()
+        assert by_older == ["video.watched"] * 2
 
     run(main())
 

@@ -508,11 +508,13 @@ PlacesAfter = Callable[[Sequence[Delivery]], Sequence[Place]]
 @dataclass(frozen=True, slots=True)
 class Marks:
     """What tells whether anything about a broker's group has changed. inbox: the position last given to a held record of
-    it. revision: grows when dead letters are driven again, when it is paused, or set to another place."""
+    it. revision: grows when dead letters are driven again, when it is paused, defined anew, or set to another place.
+    superseded: another program reads something else as this group."""
 
     inbox: int
     revision: int
     paused: bool
+    superseded: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -537,7 +539,7 @@ class Taken:
 class Inbox(Protocol):
     """What a store keeps for groups whose log is a broker. Each verb is one transaction."""
 
-    async def marks(self, group: str) -> Marks:
+    async def marks(self, group: Group) -> Marks:
         """What tells whether anything about a group has changed; raises UnknownEvent."""
 
     async def held_keys(self, group: str, after: int) -> list[str]:

@@ -38,10 +38,15 @@ class Held:
         """Whether the group was paused at the last look."""
         return self._marks.paused
 
+    @property
+    def is_superseded(self) -> bool:
+        """Whether another program reads something else as this group."""
+        return self._marks.superseded
+
     async def look(self) -> None:
         """Learn what has changed: which keys are held, whether the group is paused or replayed."""
         inbox, known, name = self._inbox, self._marks, self._group.name
-        marks = await inbox.marks(name)
+        marks = await inbox.marks(self._group)
         if marks != known:
             is_new = marks.revision != known.revision
             if is_new:

@@ -70,6 +70,7 @@ class Reader:
         self._open: set[asyncio.Future[list[Delivery]]] = set()
         self._emitting = asyncio.Lock()
         self._loops: list[asyncio.Task[None]] = []
+        self._aside: asyncio.Task[None] | None = None
         self._stopping = False
 
     def start(self) -> None:
@@ -83,6 +84,8 @@ class Reader:
         for task in self._loops:
             task.cancel()
         await asyncio.gather(*self._loops, return_exceptions=True)
+        if self._aside is not None:
+            await self._aside
         if self._open:
             await asyncio.wait(self._open, timeout=STOP_S)
         self._gate.clear()
@@ -125,7 +128,7 @@ class Reader:
                     await self._wake.wait()
 
     def _lend(self, limit: int) -> list[Delivery]:
-        if self._held.is_paused:
+        if self._held.is_paused or self._held.is_superseded:
             return []
         self._held_first = not self._held_first  # in turn, so that neither side starves the other
         if self._held_first:
@@ -198,11 +201,13 @@ class Reader:
         while True:
             try:
                 # After it was received, so that what a former owner of its lane has held before is known.
-                await self._held.look()
+                await self.look()
                 break
             except Exception as error:  # they cannot be received again: who is held must be known before they go on
                 log.warning("group %s: the store beside it does not answer: %s", self.name, error)
                 await asyncio.sleep(BACKOFF_S)
+        if self._held.is_superseded:  # not lent, and not passed over: they go to whom the group belongs to
+            return
         make_fit(deliveries, takes_nul=self._store.takes_nul)
         self._held.mark_replay(deliveries)
         self._gate.admit(deliveries)
@@ -213,7 +218,22 @@ class Reader:
     async def look(self) -> None:
         """Something may have changed in the store."""
         await self._held.look()
+        if self._held.is_superseded and self._aside is None:
+            self._aside = asyncio.create_task(self._stand_aside(), name=f"trilogue {self.name} stand aside")
         self._free()
+
+    async def _stand_aside(self) -> None:
+        """Receive no more: what a newer program reads as this group would be passed over here."""
+        for task in self._loops:
+            task.cancel()
+        await asyncio.gather(*self._loops, return_exceptions=True)
+        self._gate.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(STOP_S):
+                while self._gate.out:
+                    self._room.clear()
+                    await self._room.wait()
+        await self._broker.unbind(self.name)
 
     async def _claim_held(self) -> None:
         """Have a few held records at hand."""

@@ -237,6 +237,37 @@ async def promise_restart_goes_on(make_store: MakeStore) -> None:
             same(status.done, 4, "done after the restart")
 
 
+@promise(Feature.SHARED)
+async def promise_the_newest_definition_decides(make_store: MakeStore) -> None:
+    """Of programs that read different events as one group the latest is served: no other passes over what only it reads."""
+    async with Bench(make_store) as bench:
+        older = await bench.open(group("readers", "old.thing"))
+        await older.append([envelope(n, f"k{n % 7}", kind="old.thing") for n in range(20)])
+        out = await take(older, "readers", 5)
+        newer = await bench.open(group("readers", "old.thing", "new.thing"))
+        handled: list[Delivery] = []
+
+        async def go_on() -> None:
+            while True:
+                deliveries = await older.claim("readers", limit=10, wait_s=0.1)
+                lost = await answer(older, deliveries)
+                handled.extend(delivery for delivery in deliveries if delivery not in lost)
+
+        going = asyncio.create_task(go_on())
+        try:
+            for n in range(20, 60):
+                await newer.append([envelope(n, f"k{n % 7}", kind="new.thing")])
+            lost = await answer(older, out)
+            done = set(numbers(out)) - set(numbers(lost)) | set(numbers(handled))
+            await _rest(newer, set(range(60)) - done)
+        finally:
+            going.cancel()
+            await asyncio.gather(going, return_exceptions=True)
+        await older.append([envelope(60, "a", kind="new.thing"), envelope(61, "a", kind="old.thing")])
+        same(numbers(await drain(newer, "readers", 2)), [60, 61], "what the newer one gets, in order")
+        await none_left(older, "readers", "for the older one")
+
+
 @promise(Feature.PERSISTENT, Feature.HISTORY)
 async def promise_restart_reads_nothing_twice(make_store: MakeStore) -> None:
     """A group of a rare type does not read again, after a restart, the log it has skipped; and skipping writes little."""

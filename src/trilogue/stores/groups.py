@@ -19,11 +19,10 @@ READY, PARKED, DEAD = 0, 1, 2
 OF_A_BROKERS_GROUP = ("lane", "seen", "replay")  # what else is kept of one, as inbox.py says
 
 
-def bind(sql: Sql, groups: Sequence[Group], now_us: int) -> None:
-    """Declare groups; a known one keeps its cursor."""
+def bind(sql: Sql, groups: Sequence[Group], now_us: int, *, work: bool) -> None:
+    """Declare groups; a known one keeps its cursor, and what it reads unless whoever binds it is to work for it."""
     alone(sql)  # two that find a group missing must not both make it
     for group in groups:
-        patterns = msgspec.json.encode(group.patterns).decode()
         there = sql.rows("select id, app, patterns, ordered, has_effects from trilogue_groups where name = ?", (group.name,))
         if there:
             _check_log(sql, there[0][0], group)
@@ -31,14 +30,27 @@ def bind(sql: Sql, groups: Sequence[Group], now_us: int) -> None:
             continue
         if not there:
             create(sql, group, newest(sql)[0] if group.start == "now" else oldest(sql) - 1, now_us)
-        elif there[0][1:] != (group.app, patterns, group.ordered, group.has_effects):
-            sql.rows(
-                "update trilogue_groups set app = ?, patterns = ?, ordered = ?, has_effects = ?, revision = revision + 1 "
-                "where id = ?",
-                (group.app, patterns, group.ordered, group.has_effects, there[0][0]),
-            )
-            if there[0][3] != group.ordered:
-                _reorder(sql, there[0][0], ordered=group.ordered)
+        elif work and there[0][1:] != (group.app, *definition(group)):
+            _redefine(sql, group, *there[0])
+
+
+def definition(group: Group) -> tuple[str, bool, bool]:
+    """What all who work for a group must agree on: its patterns, whether it is ordered, whether it has effects."""
+    return msgspec.json.encode(group.patterns).decode(), group.ordered, group.has_effects
+
+
+def _redefine(sql: Sql, group: Group, group_id: int, _app: str, *before: object) -> None:
+    """The newest program decides. Those that read anything else are fenced off: they would pass over what only it reads."""
+    update = (
+        "update trilogue_groups set app = ?, patterns = ?, ordered = ?, has_effects = ?, revision = revision + 1 where id = ?"
+    )
+    sql.rows(update, (group.app, *definition(group), group_id))
+    if tuple(before) == definition(group):
+        return
+    sql.rows("update trilogue_slots set epoch = epoch + 1, owner = null where group_id = ?", (group_id,))
+    sql.rows("update trilogue_groups set epoch = epoch + 1 where id = ?", (group_id,))
+    if before[1] != group.ordered:
+        _reorder(sql, group_id, ordered=group.ordered)
 
 
 def _check_log(sql: Sql, group_id: int, group: Group) -> None:
@@ -66,10 +78,9 @@ def _reorder(sql: Sql, group_id: int, *, ordered: bool) -> None:
 
 def create(sql: Sql, group: Group, cursor: int, now_us: int) -> None:
     """A new group whose slots all stand at one cursor."""
-    patterns = msgspec.json.encode(group.patterns).decode()
     sql.rows(
         "insert into trilogue_groups (name, app, patterns, ordered, has_effects, bound_us, inbox) values (?, ?, ?, ?, ?, ?, ?)",
-        (group.name, group.app, patterns, group.ordered, group.has_effects, now_us, 0 if group.inbox else None),
+        (group.name, group.app, *definition(group), now_us, 0 if group.inbox else None),
     )
     group_id = group_id_of(sql, group.name)
     sql.many(

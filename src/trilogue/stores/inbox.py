@@ -20,12 +20,12 @@ from typing import Any, TypeVar
 import msgspec
 
 from trilogue.errors import LeaseLost
-from trilogue.events import Delivery, InTransaction, Settlement, now_us
+from trilogue.events import Delivery, Group, InTransaction, Settlement, now_us
 from trilogue.ports import SLOTS, Assignment, Db, Diverted, Marks, Place, PlacesAfter, Progress, Taken
 from trilogue.stores.append import emit
 from trilogue.stores.database import Database
 from trilogue.stores.dialect import Sql
-from trilogue.stores.groups import DEAD, group_id_of
+from trilogue.stores.groups import DEAD, definition, group_id_of
 from trilogue.stores.log import Types, numbers, pack, slot_of
 from trilogue.stores.settling import Effects, held_as
 from trilogue.stores.writer import Again
@@ -42,7 +42,7 @@ class Inbox:
     def __init__(self, db: Database, effects: Effects, wrote: Callable[[], None], attend: Callable[[], Awaitable[None]]) -> None:
         self._db, self._effects, self._wrote, self._attend = db, effects, wrote, attend
 
-    async def marks(self, group: str) -> Marks:
+    async def marks(self, group: Group) -> Marks:
         """What tells whether anything about a group has changed; raises UnknownEvent."""
         return await self._db.glance(lambda sql, _: _marks(sql, group))
 
@@ -156,10 +156,10 @@ def _held_among(sql: Sql, group_id: int, names: set[Any]) -> set[str]:
     return found
 
 
-def _marks(sql: Sql, group: str) -> Marks:
-    group_id = group_id_of(sql, group)
-    inbox, revision, paused = sql.rows("select inbox, revision, paused from trilogue_groups where id = ?", (group_id,))[0]
-    return Marks(inbox or 0, revision, bool(paused))
+def _marks(sql: Sql, group: Group) -> Marks:
+    select = "select inbox, revision, paused, patterns, ordered, has_effects from trilogue_groups where id = ?"
+    inbox, revision, paused, *defined = sql.rows(select, (group_id_of(sql, group.name),))[0]
+    return Marks(inbox or 0, revision, bool(paused), tuple(defined) != definition(group))
 
 
 def _held_keys(sql: Sql, group: str, after: int) -> list[str]:

@@ -8,8 +8,10 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from trilogue.events import Group
 from trilogue.ports import SLOTS
 from trilogue.stores.dialect import Sql
+from trilogue.stores.groups import definition
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +27,8 @@ class Member:
 class Attendance:
     """What a worker learns when it reports for a group. slots: (slot, epoch, cursor, quiet_to) it owns now.
 
-    inbox: the position last given to a held record of a broker's group.
+    inbox: the position last given to a held record of a broker's group. superseded: a newer program reads something else as
+    this group, and nothing of it is this worker's any more.
     """
 
     group_id: int
@@ -35,19 +38,24 @@ class Attendance:
     share: int
     slots: Sequence[tuple[int, int, int, int]]
     inbox: int | None = None
+    superseded: bool = False
 
 
 def attend(
-    sql: Sql, name: str, member: Member, now_us: int, lease_us: int, give_up: Sequence[int], in_flight: int, rate: float
+    sql: Sql, group: Group, member: Member, now_us: int, lease_us: int, give_up: Sequence[int], in_flight: int, rate: float
 ) -> Attendance | None:
     """Report for work: renew the membership, give up slots, take free ones up to a fair share. None: there is no such group.
 
     now_us: the clock that all workers share. give_up: slots of which nothing is out.
     """
-    known = sql.rows("select id from trilogue_groups where name = ?" + sql.dialect.for_update, (name,))  # one at a time
+    select = "select id, epoch, revision, paused, patterns, ordered, has_effects from trilogue_groups where name = ?"
+    known = sql.rows(select + sql.dialect.for_update, (group.name,))  # one at a time
     if not known:
         return None
-    group_id = int(known[0][0])
+    group_id, epoch, revision, paused, *defined = known[0]
+    if tuple(defined) != definition(group):
+        _stand_aside(sql, group_id, member)
+        return Attendance(group_id, epoch, revision, bool(paused), 0, (), superseded=True)
     joined = not sql.rows("select 1 from trilogue_members where group_id = ? and worker = ?", (group_id, member.name))
     sql.rows(
         "insert into trilogue_members values (?, ?, ?, ?, ?, ?, ?) on conflict (group_id, worker) do update set "
@@ -70,6 +78,12 @@ def attend(
         (group_id, member.name),
     )
     return Attendance(group_id, epoch, revision, bool(paused), share, slots, inbox)
+
+
+def _stand_aside(sql: Sql, group_id: int, member: Member) -> None:
+    """The slots are not ours any more since the group was defined anew; nobody is to keep a share for us."""
+    if sql.rows("delete from trilogue_members where group_id = ? and worker = ? returning 1", (group_id, member.name)):
+        sql.rows("update trilogue_groups set revision = revision + 1 where id = ?", (group_id,))
 
 
 def _bury(sql: Sql, group_id: int, member: Member, now_us: int, lease_us: int) -> bool:

@@ -7,6 +7,7 @@ settle   plan (gate.py) ──▶ one transaction (settling.py) ──▶ the ga
 
 import asyncio
 import contextlib
+import logging
 import os
 import time
 import uuid
@@ -23,6 +24,7 @@ from trilogue.stores.writer import Again, resolve
 
 SCAN_BYTES = 16 << 20
 NOTICE_ROWS = 1_000
+logger = logging.getLogger("trilogue")
 _Held = tuple[list[tuple[str, int, int]], list[tuple[int, int, int]]]  # as claiming.held_index() tells it
 _Report = tuple[members.Attendance, _Held | None]
 
@@ -104,9 +106,12 @@ class Worker:
 
     async def bind(self, bound_groups: Sequence[Group], *, work: bool = True) -> None:
         """Declare groups; with `work`, take a share of their slots."""
-        await self._db.write(lambda sql: groups.bind(sql, bound_groups, now_us()))
+        await self._db.write(lambda sql: groups.bind(sql, bound_groups, now_us(), work=work))
         self.wake_all()
         for group in bound_groups:
+            known = self._bound.get(group.name)
+            if known is not None and work and groups.definition(known.group) != groups.definition(group):
+                self.forget(group.name)
             bound = self._bound.setdefault(group.name, _Bound(group))
             bound.works = bound.works or work
         if work:
@@ -167,7 +172,7 @@ class Worker:
     ) -> _Report | None:
         """Report for one group, and read what is held if that is not known; revision, epochs: what is known of it."""
         attendance = members.attend(
-            sql, bound.group.name, self._member, self._clock_us(sql), self.lease_us, give_up, bound.gate.out, self._rate(bound)
+            sql, bound.group, self._member, self._clock_us(sql), self.lease_us, give_up, bound.gate.out, self._rate(bound)
         )
         if attendance is None:
             return None
@@ -181,10 +186,21 @@ class Worker:
         if found is None:  # it was dropped: nothing of it is ours any more, and the other groups go on
             bound.gate.reset()
             bound.revision = None
+        elif found[0].superseded:
+            self._stand_aside(bound)
         elif bound.gate.generation is generation:
             self._take_over(bound, *found)
         else:  # it began anew while the report was written: what the report says may be older than what was undone
             self.attend_now.set()
+
+    def _stand_aside(self, bound: _Bound) -> None:
+        bound.works = False
+        bound.gate.reset()
+        logger.warning(
+            "group %s: a program started later reads other events as this group, or reads them otherwise; this one takes nothing "
+            "of it any more and can be ended (to go back to it, start it again)",
+            bound.group.name,
+        )
 
     def _rate(self, bound: _Bound) -> float:
         at, finished = bound.finished_at
