@@ -626,7 +626,9 @@ class Broker(Protocol):
     async def receive(self, group: str, *, limit: int, wait_s: float) -> list[Delivery]:
         """The next deliveries of a group's lanes, in lane order, waiting up to `wait_s` for the first.
 
-        How many may be out and not acknowledged is bounded by the adapter. attempt: 1, or as the broker counted.
+        How many may be out and not acknowledged is bounded by the adapter. attempt: 1, or as the broker counted. What the group's
+        patterns do not match is passed over when it is asked again, not before: who asks has looked whether the group still is
+        what it was. So it may answer with nothing before `wait_s` is over.
         """
 
     async def acknowledge(self, group: str, deliveries: Sequence[Delivery]) -> list[Delivery]:

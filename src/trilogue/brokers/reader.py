@@ -175,8 +175,11 @@ class Reader:
         # A lane that is ours alone is received in larger parts: each is one look, and maybe one transaction, of the store.
         limit = max(self._limit, LANE_RECORDS if self.group.ordered else 1) - self._gate.ready
         deliveries = await self._broker.receive(self.name, limit=limit, wait_s=WAIT_S)
+        await self._look_surely()  # after it was received, so that what a former owner of its lane has held before is known
+        if self._held.is_superseded:  # neither lent nor passed over: it goes to whom the group belongs to
+            await asyncio.get_running_loop().create_future()  # until this is cancelled
         if deliveries:
-            await self._admit(deliveries)
+            self._admit(deliveries)
         else:
             await self._hand_over()
             await asyncio.sleep(NOTHING_S)  # a broker that answers "nothing" at once must not stop the event loop
@@ -197,17 +200,15 @@ class Reader:
             await self._broker.resume(self.name)
         self._wake.set()
 
-    async def _admit(self, deliveries: list[Delivery]) -> None:
+    async def _look_surely(self) -> None:
         while True:
             try:
-                # After it was received, so that what a former owner of its lane has held before is known.
-                await self.look()
-                break
-            except Exception as error:  # they cannot be received again: who is held must be known before they go on
+                return await self.look()
+            except Exception as error:  # what was received cannot be received again: who is held must be known before it goes on
                 log.warning("group %s: the store beside it does not answer: %s", self.name, error)
                 await asyncio.sleep(BACKOFF_S)
-        if self._held.is_superseded:  # not lent, and not passed over: they go to whom the group belongs to
-            return
+
+    def _admit(self, deliveries: list[Delivery]) -> None:
         make_fit(deliveries, takes_nul=self._store.takes_nul)
         self._held.mark_replay(deliveries)
         self._gate.admit(deliveries)

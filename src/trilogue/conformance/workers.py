@@ -237,14 +237,14 @@ async def promise_restart_goes_on(make_store: MakeStore) -> None:
             same(status.done, 4, "done after the restart")
 
 
-@promise(Feature.SHARED)
+@promise(Feature.SHARED, Feature.ORDER, Feature.PAUSE)
 async def promise_the_newest_definition_decides(make_store: MakeStore) -> None:
     """Of programs that read different events as one group the latest is served: no other passes over what only it reads."""
     async with Bench(make_store) as bench:
-        older = await bench.open(group("readers", "old.thing"))
-        await older.append([envelope(n, f"k{n % 7}", kind="old.thing") for n in range(20)])
+        older = await bench.open(group("readers", "thing.old"))
+        await older.append([envelope(n, f"k{n % 7}", kind="thing.old") for n in range(20)])
         out = await take(older, "readers", 5)
-        newer = await bench.open(group("readers", "old.thing", "new.thing"))
+        newer = await bench.open(group("readers", "thing.old", "thing.new"))
         handled: list[Delivery] = []
 
         async def go_on() -> None:
@@ -256,14 +256,14 @@ async def promise_the_newest_definition_decides(make_store: MakeStore) -> None:
         going = asyncio.create_task(go_on())
         try:
             for n in range(20, 60):
-                await newer.append([envelope(n, f"k{n % 7}", kind="new.thing")])
+                await newer.append([envelope(n, f"k{n % 7}", kind="thing.new")])
             lost = await answer(older, out)
             done = set(numbers(out)) - set(numbers(lost)) | set(numbers(handled))
             await _rest(newer, set(range(60)) - done)
         finally:
             going.cancel()
             await asyncio.gather(going, return_exceptions=True)
-        await older.append([envelope(60, "a", kind="new.thing"), envelope(61, "a", kind="old.thing")])
+        await older.append([envelope(60, "a", kind="thing.new"), envelope(61, "a", kind="thing.old")])
         same(numbers(await drain(newer, "readers", 2)), [60, 61], "what the newer one gets, in order")
         await none_left(older, "readers", "for the older one")
 

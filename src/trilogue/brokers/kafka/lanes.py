@@ -63,8 +63,8 @@ class Assigned(Lane):
         self.moved_s = time.monotonic()
 
 
-# What waits: a delivery, or that a lane has nothing for us below an offset.
-Item = Delivery | tuple[Assigned, int]
+# What waits: a delivery, or that a lane has nothing for us from one offset to below another.
+Item = Delivery | tuple[Assigned, int, int]
 
 
 def lane_name(topic: str, partition: int) -> str:
@@ -86,6 +86,7 @@ class Lanes:
         self._lock = threading.Condition()
         self._buffer: deque[Item] = deque()
         self._returned: list[Delivery] = []
+        self._passed: list[tuple[Assigned, int]] = []
 
     def get(self, partition: Partition) -> Assigned | None:
         """A lane that is ours, None otherwise."""
@@ -115,9 +116,10 @@ class Lanes:
         self._buffer.extend(items)
 
     def take(self, limit: int) -> list[Delivery]:
-        """Lend deliveries: those handed back first, then what follows them."""
+        """Lend deliveries: those handed back first, then what follows them. What was passed over before is finished by this."""
         taken: list[Delivery] = []
         with self._lock:
+            self._finish_passed()
             while self._returned and len(taken) < limit:
                 delivery = self._returned.pop(0)
                 lane = lane_of(delivery)
@@ -126,6 +128,18 @@ class Lanes:
                     taken.append(delivery)
             self._take_fresh(taken, limit)
         return taken
+
+    @property
+    def has_passed(self) -> bool:
+        """Whether something was passed over that the next take() finishes."""
+        return bool(self._passed)
+
+    def _finish_passed(self) -> None:
+        passed, self._passed = self._passed, []
+        for lane, offset in passed:
+            if not lane.lease.revoked:
+                lane.back.discard(offset)
+                lane.finish(offset)
 
     def _take_fresh(self, taken: list[Delivery], limit: int) -> None:
         buffer = self._buffer
@@ -136,10 +150,17 @@ class Lanes:
             if lane.lease.revoked or lane.lease.ending:
                 continue
             if isinstance(item, tuple):
-                lane.skip_to(item[1])
+                self._pass_over(*item)
             else:
                 lane.lend(item.record.position)
                 taken.append(item)
+
+    def _pass_over(self, lane: Assigned, first: int, end: int) -> None:
+        """The first of them stands for all: out, so that the lane does not get past it, and back, as nobody works on it."""
+        lane.lend(first)
+        lane.back.add(first)
+        lane.skip_to(end)
+        self._passed.append((lane, first))
 
     def finish(self, deliveries: Sequence[Delivery]) -> list[Delivery]:
         """These are finished; returns those whose lane is not ours any more."""

@@ -86,7 +86,7 @@ class Member:
             if self._ending:  # who receives hands back what waits there of partitions that are about to go
                 self._ending = False
                 return []
-            if not self.paused and (taken := self._lanes.take(limit)):
+            if not self.paused and ((taken := self._lanes.take(limit)) or self._lanes.has_passed):
                 return taken
             self._raise_trouble()
             left_s = until - time.monotonic()
@@ -234,7 +234,7 @@ class Member:
 
     def _deliver(self, consumer: Consumer, messages: list[Message]) -> None:
         items: list[Item] = []
-        passed: dict[Assigned, int] = {}
+        passed: dict[Assigned, tuple[Assigned, int, int]] = {}
         name, lane_at, wants, read = self.group.name, self._lanes.get, self._wants, self._read
         for message in messages:
             error = message.error()
@@ -246,15 +246,16 @@ class Member:
                 continue
             record = read(message)
             if not wants(record.type) or (lane.skip and record.position in lane.skip):
-                passed[lane] = record.position + 1
+                first = passed[lane][1] if lane in passed else record.position
+                passed[lane] = lane, first, record.position + 1
                 continue
-            if passed:
-                passed.pop(lane, None)
+            if lane in passed:
+                items.append(passed.pop(lane))
             items.append(Delivery(record, name, lane.lease))
         if items or passed:
             self._trouble = None
             self._lanes.put(items)
-            self._lanes.put(passed.items())
+            self._lanes.put(passed.values())
             self._call(self._wake)
 
     def _wake(self) -> None:

@@ -61,6 +61,8 @@ class Consumer:
         self._lease = Lease(0, 0, _NEVER_US, _no_clock)
         self._lease.revoked = True
         self._buffer: deque[Delivery] = deque()
+        self._unwanted: list[int] = []
+        self._passed: list[int] = []
         self._acks = Acks()
         self._moved_at = self._loop.time()
         self._silent = 0
@@ -129,6 +131,8 @@ class Consumer:
         self._lease = Lease(0, self._lease.epoch + 1, _NEVER_US, _no_clock)
         self._acks = Acks()
         self._buffer.clear()
+        self._unwanted.clear()
+        self._passed.clear()
 
     def _lost(self, channel: Channel) -> None:
         if self._channel is not channel:
@@ -166,8 +170,9 @@ class Consumer:
             self._moved_at = self._loop.time()
         self._acks.last = tag
         if routing_key != self._options.queue(self.group.name) and not _wanted(self.group.patterns, routing_key):
-            # Bound by an earlier version of the program, whose patterns were others: RabbitMQ tells nobody of a queue's bindings.
-            self._finish((tag,))
+            # Bound by another version of the program, whose patterns are others: RabbitMQ tells nobody of a queue's bindings.
+            self._unwanted.append(tag)
+            self.wake()
             return
         self._buffer.append(Delivery(made, self.group.name, self._lease, attempt))
         if len(self._buffer) == 1:
@@ -186,10 +191,13 @@ class Consumer:
         self._on_change()
 
     async def receive(self, limit: int, wait_s: float) -> list[Delivery]:
-        """Take what has arrived, waiting for the first."""
-        if not self._ready and wait_s > 0:
+        """Take what has arrived, waiting for the first. What is not for this group is acknowledged when it is asked again."""
+        self._finish(self._passed)
+        self._passed.clear()
+        if not (self._ready or self._unwanted) and wait_s > 0:
             self._arrived = self._arrived or self._loop.create_future()
             await asyncio.wait([self._arrived], timeout=wait_s)
+        self._passed, self._unwanted = self._unwanted, self._passed
         if not self._ready:
             return []
         buffer = self._buffer
