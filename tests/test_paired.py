@@ -368,6 +368,18 @@ async def test_ten_thousand_behind_a_bad_key_hold_up_nobody(server: FakeServer, 
 
 
 @ran
+@pytest.mark.parametrize("some", [None, [1]])
+async def test_what_was_dropped_and_is_sent_again_can_fail_again(server: FakeServer, url: str, some: list[int] | None) -> None:
+    async with opened(server, url, group()) as log:
+        for _ in range(2):
+            await log.publish([envelope(0, id="one")])
+            await answer(log, await take(log, 1), "dead", error="boom")
+            (letter,) = await log.dead("g")
+            assert letter.record.id == "one"
+            assert await log.drop_dead("g", some and [letter.record.position]) == 1
+
+
+@ran
 async def test_dead_letters_say_where_they_came_from(url: str) -> None:
     async with opened(FakeServer(lanes=1), url, group()) as log:
         await log.publish([envelope(n) for n in range(3)])

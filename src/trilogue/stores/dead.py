@@ -55,20 +55,24 @@ def held(sql: Sql, types: Types, *, after: int, limit: int) -> list[Record]:
 
 def redrive(sql: Sql, group: str, positions: Sequence[int] | None) -> int:
     """Make dead letters ready again from attempt 1."""
-    return _change(sql, group, positions, f"update trilogue_held set state = {READY}, due_us = 0, attempt = 1")
+    return len(_change(sql, group, positions, f"update trilogue_held set state = {READY}, due_us = 0, attempt = 1"))
 
 
 def drop(sql: Sql, group: str, positions: Sequence[int] | None) -> int:
-    """Forget dead letters."""
-    return _change(sql, group, positions, "delete from trilogue_held")
+    """Forget dead letters, and that a broker's group has seen their ids: sent again, they are new."""
+    ids = _change(sql, group, positions, "delete from trilogue_held")
+    sql.many("delete from trilogue_state where owner = ? and id = ?", [(f"seen:{group}", id) for id in ids if id is not None])
+    return len(ids)
 
 
-def _change(sql: Sql, group: str, positions: Sequence[int] | None, change: str) -> int:
+def _change(sql: Sql, group: str, positions: Sequence[int] | None, change: str) -> list[str | None]:
+    """The ids of what was changed, where it came from a broker."""
     group_id = group_id_of(sql, group)
-    where = f"where group_id = ? and state in ({PARKED}, {DEAD})"
+    change = f"{change} where group_id = ? and state in ({PARKED}, {DEAD})"
     if positions is None:
-        changed = sql.many(f"{change} {where}", [(group_id,)])
+        changed = sql.rows(f"{change} returning record_id", (group_id,))
     else:
-        changed = sql.many(f"{change} {where} and position = ?", [(group_id, position) for position in positions])
+        at = f"{change} and position = ? returning record_id"
+        changed = [row for position in positions for row in sql.rows(at, (group_id, position))]
     sql.rows("update trilogue_groups set revision = revision + 1 where id = ?", (group_id,))
-    return changed
+    return [id for (id,) in changed]
