@@ -169,6 +169,20 @@ def test_drains_are_bounded_and_end_early() -> None:
     assert lane.place() == Place(0, (1,))
 
 
+def test_what_is_for_nobody_is_passed_over_when_it_is_asked_again() -> None:
+    lanes = Lanes("g")
+    lanes.add({("t", 0): Place(0)}, lambda: 0)
+    lane = lanes.all()[0]
+    wanted = Delivery(Record("1", "a", b"", position=4, topic="t", partition=0), "g", lane.lease)
+    lanes.put([(lane, 0, 4), wanted, (lane, 5, 9)])
+    assert lanes.take(10) == [wanted]
+    assert lanes.finish([wanted]) == []
+    assert (lane.place(), lanes.has_passed) == (Place(0, (4,)), True)
+    lanes.drain([lane], 60, lambda: False)  # does not wait for them
+    assert lanes.take(10) == []
+    assert (lane.place(), lanes.has_passed, lane.out, lane.back) == (Place(9), False, {}, set())
+
+
 class Recording:
     """Stands where the consumer stands when librdkafka tells that partitions are lost."""
 
