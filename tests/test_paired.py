@@ -380,6 +380,39 @@ async def test_what_was_dropped_and_is_sent_again_can_fail_again(server: FakeSer
 
 
 @ran
+async def test_what_ends_while_its_reader_stands_aside_is_done(server: FakeServer, url: str) -> None:
+    async with opened(server, url, group()) as older:
+        await older.publish([envelope(n, f"k{n}") for n in range(10)])
+        out = await take(older, 5)
+        newer = open_store(url)
+        await newer.open()
+        await newer.bind([dataclasses.replace(group(ordered=False), inbox=True)])
+        await until(lambda: older._readers["g"]._aside is not None)
+        assert await answer(older, out) == []
+        await until(lambda: older._readers["g"].is_idle)
+        await newer.bind([dataclasses.replace(group(), inbox=True)])
+        assert sorted(await rest(older) + numbers(out)) == list(range(10))
+        await newer.close()
+
+
+@ran
+async def test_a_program_the_broker_refuses_takes_nothing_over(server: FakeServer, url: str) -> None:
+    async with opened(server, url, group()) as older:
+        newer = paired(server, url)
+        await newer.open()
+
+        async def refuse(*_: Any, **__: Any) -> None:
+            raise Unavailable("its queue is another one")
+
+        newer.broker.bind = refuse
+        with pytest.raises(Unavailable):
+            await newer.bind([group(ordered=False)])
+        await newer.close()
+        await older.publish([envelope(0)])
+        assert await rest(older) == [0]
+
+
+@ran
 async def test_dead_letters_say_where_they_came_from(url: str) -> None:
     async with opened(FakeServer(lanes=1), url, group()) as log:
         await log.publish([envelope(n) for n in range(3)])

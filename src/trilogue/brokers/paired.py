@@ -97,10 +97,13 @@ class Paired(Beside):
         received = [dataclasses.replace(group, inbox=True) for group in groups if group.start != "existing"]
         if Feature.REPLAY in self.broker.features:
             received = await self._placed(received)
+        # On the broker first: what it refuses must not take the group from those that work for it now, and a new one cut off
+        # between broker and store would otherwise seem to have been here.
+        await self.broker.bind(received, work=False, cursors=self)
         await self.store.bind(received, work=work)
-        await self.broker.bind(received, work=work, cursors=self)
         if not work:
             return
+        await self.broker.bind(received, cursors=self)
         for group in received:
             if group.name not in self._readers:
                 self._readers[group.name] = reader = self._reader(group)
@@ -118,8 +121,6 @@ class Paired(Beside):
         Kafka does so after a week without workers; beginning at "now" then would leave out what was published meanwhile.
         """
         known = set(await self.store.inbox.names())
-        # New ones first, and on the broker: one cut off between broker and store would otherwise seem to have been here.
-        await self.broker.bind([group for group in groups if group.name not in known], work=False)
         return [dataclasses.replace(group, start="beginning") if group.name in known else group for group in groups]
 
     def _reader(self, group: Group) -> Reader:
@@ -146,6 +147,9 @@ class Paired(Beside):
             for reader in list(self._readers.values()):
                 try:
                     await reader.look()
+                    if reader.may_come_back:
+                        await self.broker.bind([reader.group], cursors=self)
+                        reader.start()
                 except TrilogueError as error:
                     log.debug("group %s: looking failed, trying again: %s", reader.name, error)
                     await asyncio.sleep(BACKOFF_S)

@@ -74,13 +74,16 @@ class Reader:
         self._stopping = False
 
     def start(self) -> None:
-        """Begin to receive, once somebody claims."""
+        """Begin to receive, once somebody claims; also again, after it stood aside."""
+        self._aside = None
+        self._loops.clear()
         for step in (self._receive, self._claim_held, self._divert):
             self._loops.append(asyncio.create_task(self._forever(step), name=f"trilogue {self.name} {step.__name__[1:]}"))
 
     async def stop(self) -> None:
         """Receive no more, and let what is being settled end; what is here then is the broker's and the store's again."""
         self._stopping = True
+        self._room.set()
         for task in self._loops:
             task.cancel()
         await asyncio.gather(*self._loops, return_exceptions=True)
@@ -98,6 +101,11 @@ class Reader:
             except Exception as error:  # whatever it is: a group that ends in silence is worse than one that tries again
                 log.warning("group %s: %s failed, trying again in %.0f s: %s", self.name, step.__name__[1:], BACKOFF_S, error)
                 await asyncio.sleep(BACKOFF_S)
+
+    @property
+    def may_come_back(self) -> bool:
+        """Whether it stood aside for a program that read something else as this group, and none does any more."""
+        return self._aside is not None and self._aside.done() and not self._held.is_superseded
 
     @property
     def is_idle(self) -> bool:
@@ -174,15 +182,21 @@ class Reader:
             await self._rest()
         # A lane that is ours alone is received in larger parts: each is one look, and maybe one transaction, of the store.
         limit = max(self._limit, LANE_RECORDS if self.group.ordered else 1) - self._gate.ready
-        deliveries = await self._broker.receive(self.name, limit=limit, wait_s=WAIT_S)
+        deliveries = await self._ask(limit, WAIT_S)
         await self._look_surely()  # after it was received, so that what a former owner of its lane has held before is known
-        if self._held.is_superseded:  # neither lent nor passed over: it goes to whom the group belongs to
-            await asyncio.get_running_loop().create_future()  # until this is cancelled
+        if self._held.is_superseded:  # not lent: it goes to whom the group belongs to
+            return
         if deliveries:
             self._admit(deliveries)
         else:
             await self._hand_over()
             await asyncio.sleep(NOTHING_S)  # a broker that answers "nothing" at once must not stop the event loop
+
+    async def _ask(self, limit: int, wait_s: float) -> list[Delivery]:
+        """Receive. What was passed over before is finished by this, so not once another program reads more as this group."""
+        if self._held.is_superseded:
+            await asyncio.get_running_loop().create_future()  # until this is cancelled
+        return await self._broker.receive(self.name, limit=limit, wait_s=wait_s)
 
     async def _hand_over(self) -> None:
         """Hand back what waits here of lanes that are about to go: what is begun now would be handled elsewhere once more."""
@@ -195,17 +209,21 @@ class Reader:
         try:
             while self._held.is_paused:
                 await asyncio.sleep(PAUSED_LOOK_S)
-                await self._held.look()
+                await self.look()
+                await self._ask(0, 0)  # what it passes over
         finally:
             await self._broker.resume(self.name)
         self._wake.set()
 
     async def _look_surely(self) -> None:
+        said = ""
         while True:
             try:
                 return await self.look()
             except Exception as error:  # what was received cannot be received again: who is held must be known before it goes on
-                log.warning("group %s: the store beside it does not answer: %s", self.name, error)
+                if str(error) != said:
+                    log.warning("group %s: looking into the store beside it failed, trying again: %s", self.name, error)
+                said = str(error)
                 await asyncio.sleep(BACKOFF_S)
 
     def _admit(self, deliveries: list[Delivery]) -> None:
@@ -231,10 +249,13 @@ class Reader:
         self._gate.clear()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(STOP_S):
-                while self._gate.out:
+                while (self._gate.out or self._open) and not self._stopping:
                     self._room.clear()
                     await self._room.wait()
-        await self._broker.unbind(self.name)
+        async with self._joining:
+            await self._broker.unbind(self.name)
+        self._gate.clear()
+        self._rows.clear()
 
     async def _claim_held(self) -> None:
         """Have a few held records at hand."""
@@ -445,7 +466,7 @@ class Reader:
         """The store has a later assignment than ours, and the broker still gives us the lane: another process was assigned it
         before us, and slow to say so. Who asks now is the later one again."""
         async with self._joining:
-            if not self._stopping and any(not delivery.lease.lost for delivery in deliveries):
+            if not self._stopping and self._aside is None and any(not delivery.lease.lost for delivery in deliveries):
                 await self._rejoin(self.group)
 
     def _places_after(self, deliveries: Sequence[Delivery]) -> list[Place]:

@@ -336,6 +336,21 @@ async def promise_pause_and_resume(make_store: MakeStore) -> None:
         same(numbers(await drain(store, "readers", 1)), [1], "after resume()")
 
 
+@promise(Feature.PAUSE)
+async def promise_a_paused_group_without_work_is_idle(make_store: MakeStore) -> None:
+    """What is not for a group does not keep it from being idle, paused or not, also where it was for it once."""
+    async with Bench(make_store) as bench:
+        await bench.close(await bench.open(group("readers", "thing.*")))
+        store = await bench.open(group("readers", "thing.made"))
+        await none_left(store, "readers", "before anything was published")
+        for turn in range(6):
+            await store.append([envelope(n, f"k{n}", kind="thing.seen") for n in range(50)])
+            await asyncio.sleep(0.004 * turn)
+            await store.pause("readers")
+            await until(lambda: is_idle(store, "readers"), "the paused group is idle")
+            await store.resume("readers")
+
+
 async def _is_paused(store: Store) -> bool:
     return (await store.status()).groups[0].paused
 

@@ -266,6 +266,11 @@ async def promise_the_newest_definition_decides(make_store: MakeStore) -> None:
         await older.append([envelope(60, "a", kind="thing.new"), envelope(61, "a", kind="thing.old")])
         same(numbers(await drain(newer, "readers", 2)), [60, 61], "what the newer one gets, in order")
         await none_left(older, "readers", "for the older one")
+        again = await bench.open(group("readers", "thing.old"))
+        await bench.close(again)
+        await bench.close(newer)
+        await older.append([envelope(62, "a", kind="thing.old")])
+        same(numbers(await drain(older, "readers", 1)), [62], "for the older one, after a program like it was started again")
 
 
 @promise(Feature.PERSISTENT, Feature.HISTORY)

@@ -39,6 +39,7 @@ class _Bound:
         self.revision: int | None = -1
         self.paused = False
         self.works = False
+        self.is_aside = False
         self.kinds: list[int] = []
         self.kinds_of = -1
         self.wake = asyncio.Event()
@@ -187,18 +188,21 @@ class Worker:
             bound.gate.reset()
             bound.revision = None
         elif found[0].superseded:
-            self._stand_aside(bound)
+            self._stand_aside(bound, found[0].revision)
         elif bound.gate.generation is generation:
             self._take_over(bound, *found)
         else:  # it began anew while the report was written: what the report says may be older than what was undone
             self.attend_now.set()
 
-    def _stand_aside(self, bound: _Bound) -> None:
-        bound.works = False
+    def _stand_aside(self, bound: _Bound, revision: int) -> None:
         bound.gate.reset()
+        bound.revision = revision
+        if bound.is_aside:
+            return
+        bound.is_aside = True
         logger.warning(
             "group %s: a program started later reads other events as this group, or reads them otherwise; this one takes nothing "
-            "of it any more and can be ended (to go back to it, start it again)",
+            "of it until one that reads the same as it is started again, and can be ended",
             bound.group.name,
         )
 
@@ -210,6 +214,9 @@ class Worker:
 
     def _take_over(self, bound: _Bound, attendance: members.Attendance, held: _Held | None) -> None:
         """Bring the gate in line with what the store says we own."""
+        if bound.is_aside:
+            bound.is_aside = False
+            logger.info("group %s: this program works for it again", bound.group.name)
         gate = bound.gate
         owned = {slot: (epoch, cursor, quiet_to) for slot, epoch, cursor, quiet_to in attendance.slots}
         for slot in [s for s, lease in gate.leases.items() if s not in owned or owned[s][0] != lease.epoch]:

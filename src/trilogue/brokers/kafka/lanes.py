@@ -143,7 +143,7 @@ class Lanes:
 
     def _take_fresh(self, taken: list[Delivery], limit: int) -> None:
         buffer = self._buffer
-        while buffer and len(taken) < limit:
+        while buffer and (len(taken) < limit or isinstance(buffer[0], tuple)):
             item = buffer.popleft()
             lane = item[0] if isinstance(item, tuple) else lane_of(item)
             # What is dropped here comes again elsewhere, so its lane must not get past it.

@@ -86,7 +86,7 @@ class Member:
             if self._ending:  # who receives hands back what waits there of partitions that are about to go
                 self._ending = False
                 return []
-            if not self.paused and ((taken := self._lanes.take(limit)) or self._lanes.has_passed):
+            if (taken := self._lanes.take(0 if self.paused else limit)) or self._lanes.has_passed:
                 return taken
             self._raise_trouble()
             left_s = until - time.monotonic()
