@@ -86,9 +86,7 @@ class Reader:
         self._room.set()
         for task in self._loops:
             task.cancel()
-        await asyncio.gather(*self._loops, return_exceptions=True)
-        if self._aside is not None:
-            await self._aside
+        await asyncio.gather(*self._loops, *filter(None, [self._aside]), return_exceptions=True)
         if self._open:
             await asyncio.wait(self._open, timeout=STOP_S)
         self._gate.clear()
