@@ -5,7 +5,9 @@ import contextlib
 import os
 import re
 import sqlite3
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -314,6 +316,19 @@ def test_a_transaction_of_another_program_is_waited_for_then_named(tmp_path: Pat
             other.close()
 
     run(main)
+
+
+def test_many_may_make_a_file_at_once(tmp_path: Path) -> None:
+    """SQLite tells some of them "busy" at once when they all switch to write-ahead logging."""
+    together = threading.Barrier(8)
+
+    def make_it(path: str) -> None:
+        together.wait()
+        sqlite.connect(path).close()
+
+    with ThreadPoolExecutor(8) as threads:
+        for n in range(100):
+            assert list(threads.map(make_it, [f"{tmp_path}/{n}.db"] * 8)) == [None] * 8
 
 
 def test_a_full_file_is_refused_and_recovers(tmp_path: Path) -> None:

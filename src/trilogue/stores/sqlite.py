@@ -34,6 +34,7 @@ except ImportError:  # Windows: no flock, SQLite's own locks must do
 APPLICATION_ID = 0x7472696C  # "tril"
 SCHEMA_VERSION = 3
 BUSY_MS = 10_000
+BUSY_AGAIN_S = 0.01
 WAL_PAGES = 4_000
 WAL_BYTES = 4 << 30
 STEPS_PER_CHECK = 20_000
@@ -274,7 +275,7 @@ def connect(path: str, *, read_only: bool = False) -> apsw.Connection:
     for pragma, value in _PRAGMAS.items():
         connection.pragma(pragma, value)
     if path != ":memory:":
-        mode = connection.pragma("journal_mode", "wal")
+        mode = _write_ahead(connection)
         if mode != "wal":
             raise Unavailable(
                 f"{path}: this file system cannot do write-ahead logging (SQLite answered {mode!r}); use another folder"
@@ -283,6 +284,18 @@ def connect(path: str, *, read_only: bool = False) -> apsw.Connection:
     if read_only:
         connection.pragma("query_only", 1)
     return connection
+
+
+def _write_ahead(connection: apsw.Connection) -> object:
+    """Switch to write-ahead logging. Of several processes that make a file at once SQLite tells some "busy" without waiting."""
+    until = time.monotonic() + BUSY_MS / 1_000
+    while True:
+        try:
+            return connection.pragma("journal_mode", "wal")
+        except apsw.BusyError:
+            if time.monotonic() >= until:
+                raise
+            time.sleep(BUSY_AGAIN_S)
 
 
 # synchronous is not stored in the file, and a mapped file is read without locks once several processes write it.
