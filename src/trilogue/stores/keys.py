@@ -324,7 +324,7 @@ class Keyring:
             raise Rejected(
                 "personal data is sealed with keys that are kept apart from it, and nobody said in which file: name one by "
                 "?keys=FILE in the URL of the store, or by TRILOGUE_KEYS; the same file for every process that works with this "
-                "log, on other machines too: what is sealed with keys from another one looks there as if it had been erased"
+                "log, on other machines too: what is sealed with keys from another one cannot be read there"
             )
         if not make and (self.path in (MEMORY, NOWHERE) or not os.path.exists(self.path)):
             return None
