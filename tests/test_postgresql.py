@@ -57,7 +57,8 @@ def backends(connection: psycopg.Connection[Any], doing: str) -> list[int]:
 
 async def waits_for_a_lock(connection: psycopg.Connection[Any], task: "asyncio.Task[Any]") -> None:
     """Until one of our writers waits for a lock, or the task has ended."""
-    found = "select 1 from pg_stat_activity where application_name = 'trilogue write' and wait_event_type = 'Lock'"
+    here = "datname = current_database() and application_name = 'trilogue write'"
+    found = f"select 1 from pg_stat_activity where {here} and wait_event_type = 'Lock'"
     while not task.done() and not connection.execute(found).fetchall():
         await asyncio.sleep(0.005)
 

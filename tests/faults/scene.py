@@ -1,6 +1,6 @@
 """One run: publishers and workers at one place, what is done to them, and what became of it.
 
-open ─▶ warm up ─▶ the fault, once or several times ─▶ everybody works again? ─▶ quiet ─▶ drain ─▶ judge
+open ─▶ warm up ─▶ the fault, once or several times ─▶ everybody works again? ─▶ calm ─▶ drain ─▶ judge
 """
 
 import contextlib
@@ -10,12 +10,14 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from checker import History, check, load, rows
+from confluent_kafka import ConsumerGroupState, KafkaException
+from confluent_kafka.admin import AdminClient
 from crew import Crew, until
 from places import IN_FLIGHT, LEASE_S, SESSION_S, Site, broker_of, database_of
 from workload import PLAIN, TABLES, is_poison
@@ -46,6 +48,7 @@ class Scene:
     publishers: int = 2
     recoveries: list[float] = field(default_factory=list)
     excused_until: int = 0
+    calm_at: int = 0
     silent: list[str] = field(default_factory=list)
     was_idle: bool = True
 
@@ -135,6 +138,8 @@ class Scene:
     def end(self) -> list[str]:
         """Let everybody end in the way they like, and a fresh worker finish what is left; what went wrong with that."""
         time.sleep(AFTER_S)
+        if self.broker == "kafka":
+            self._wait_for_calm()
         (self.folder / "stop").touch()
         wrong = [self._ended(args, None) for args in self.crew.alive("publish")]
         wrong += [self._ended(args, signal.SIGTERM) for args in self.crew.alive("work")]
@@ -144,6 +149,25 @@ class Scene:
         except subprocess.TimeoutExpired:
             wrong.append("finish does not end")
         return [sentence for sentence in wrong if sentence]
+
+    def _wait_for_calm(self) -> None:
+        """Kafka gives up a member that was cut off when its session ends, and assigns anew: that is the fault's doing, too."""
+        last = max((row["until"] for row in rows(self.folder / "interruptions.jsonl")), default=0)
+        time.sleep(max(0.0, (last - time.monotonic_ns()) / 1e9))
+        prefix = dict(parse_qsl(urlsplit(self.place["url"]).query))["prefix"]
+        admin = AdminClient({"bootstrap.servers": urlsplit(self.site.services["kafka"]["url"]).netloc})
+
+        def is_calm() -> bool:
+            try:
+                there = admin.list_consumer_groups().result().valid
+                names = [group.group_id for group in there if group.group_id.startswith(prefix)]
+                found = admin.describe_consumer_groups(names).values() if names else ()
+                return all(each.result().state == ConsumerGroupState.STABLE for each in found)
+            except KafkaException:  # the coordinator of a group is not there yet
+                return False
+
+        until(is_calm, f"the groups have all been assigned ({self.name})")
+        self.calm_at = time.monotonic_ns()
 
     def _ended(self, args: tuple[str, ...], number: int | None) -> str:
         process = self.crew.running[args]
@@ -162,6 +186,7 @@ class Scene:
         history = load(self.folder)
         final = next(rows(self.folder / "final.json"), {"effects": {}, "dead": [], "idle": False})
         self.was_idle = final["idle"]
+        history.interruptions = [replace(each, until=max(each.until, self.calm_at)) for each in history.interruptions]
         history.groups, history.tables = PLAIN, ("effect",)
         history.effects = {name: [(key, n) for key, n in final["effects"].get(name, ())] for name in TABLES.values()}
         history.poison = {"ordered": {step for step in history.begun if is_poison(*step)}}
