@@ -19,6 +19,7 @@ BODY = {"user": "u1", "video": "v9"}
 def _publish_with_pika(url: str) -> None:
     connection = pika.BlockingConnection(pika.URLParameters(url))
     channel = connection.channel()
+    channel.confirm_delivery()  # what is sent without, to a queue that was just made, may be lost with the connection
     plain = {"event_type": "video.watched", "payload": BODY, "timestamp": "2026-01-31T12:00:00Z"}
     channel.basic_publish("events", "video.watched", json.dumps(plain).encode(), pika.BasicProperties("application/json"))
     headers = {"cloudEvents:specversion": "1.0", "cloudEvents:id": "ce-1", "cloudEvents:type": "video.watched"}
