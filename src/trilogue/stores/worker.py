@@ -264,20 +264,20 @@ class Worker:
         try:
             if not bound.paused and bound.gate.leases:
                 await self._lend_more(bound, limit, lent)
-        except BaseException:  # nobody takes them: kept for the next claim, its limit might part the deliveries of a key
+        except BaseException:  # kept for the next claim, whose limit may be smaller, the deliveries of a key could be parted
             self._release(bound, lent)
             raise
         return lent
 
     def _release(self, bound: _Bound, deliveries: Sequence[Delivery]) -> None:
         """Hand back what a claim had lent when it was cancelled or failed."""
-        live, _ = _live([Settlement(delivery, "release") for delivery in deliveries])
-        if not live:
+        ours = [delivery for delivery in deliveries if not delivery.lease.revoked]
+        if not ours:
             return
-        plan = bound.gate.plan([delivery for answer in live for delivery in _deliveries(answer)])
+        released = [Settlement(delivery, "release") for delivery in ours]
         with contextlib.suppress(TrilogueError):
             # If it fails the gate begins anew, and nobody waits for the answer.
-            self._submit(bound, plan, (), live).add_done_callback(asyncio.Future.exception)
+            self._submit(bound, bound.gate.plan(ours), (), released).add_done_callback(asyncio.Future.exception)
 
     async def _lend_more(self, bound: _Bound, limit: int, lent: list[Delivery]) -> None:
         gate = bound.gate
